@@ -1,0 +1,105 @@
+"""What this machine gives to training: processors, memory and GPUs, found without loading torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+NO_QUOTA = 1 << 16  # processors that a cgroup without a quota allows
+
+
+def available_threads(environment: Mapping[str, str] = os.environ) -> int:
+    """CPU threads to use: OMP_NUM_THREADS where it is set, else the processors this process may run on."""
+    asked = environment.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else available_processors()
+
+
+def available_processors() -> int:
+    """Processors that this process may run on, within its cgroup's quota; at least one."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(own, _cgroup_processors(Path("/sys/fs/cgroup")))
+
+
+def _cgroup_processors(cgroups: Path) -> int:
+    """Whole processors that the cgroup's quota gives, at least one."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+    except OSError:
+        try:
+            quota = (cgroups / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroups / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return NO_QUOTA
+    return NO_QUOTA if quota in ("max", "-1") else max(1, int(quota) // int(period))
+
+
+def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process may still take: the least of what the machine and each cgroup above it leaves.
+
+    Page cache that can be given back counts as free. Control groups of version 1 and 2 are read.
+    """
+    available = [psutil.virtual_memory().available]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names = ("memory.max", "memory.current", "inactive_file")
+            root = cgroups
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            root = cgroups / "memory"
+        else:
+            continue
+        inner = root / path.lstrip("/")
+        # in a container the path may be the host's, and the container's own group lies at the root
+        groups = [inner, *inner.parents] if inner.is_dir() else [root]
+        available += [left for group in groups if group.is_relative_to(root) for left in _left(group, *names)]
+    return max(0, min(available))
+
+
+def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) -> list[int]:
+    try:
+        limit, usage = ((group / name).read_text().strip() for name in (limit_name, usage_name))
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        reclaimable = sum(int(line[1]) for line in lines if line[0] == reclaimable_name)
+    except OSError:
+        return []
+    return [] if limit == "max" else [int(limit) - int(usage) + reclaimable]
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """The GPUs this process may use, each as CUDA_VISIBLE_DEVICES names it alone; none where there is no driver."""
+    nodes = [path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
+    if not nodes:
+        return ()
+    asked = environment.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return parse_gpu_list(_listed_gpus()) or tuple(str(number) for number in range(len(nodes)))
+    names = []
+    for name in (part.strip() for part in asked.split(",")):
+        if not name or name.startswith("-"):
+            break  # CUDA ignores what follows an invalid entry: https://docs.nvidia.com/cuda/cuda-programming-guide/
+        names.append(name)
+    return tuple(names)
+
+
+def parse_gpu_list(text: str) -> tuple[str, ...]:
+    """What `nvidia-smi -L` lists: numbers of GPUs, or UUIDs of MIG slices, which a process must be given one of."""
+    lines = [line.strip() for line in text.splitlines()]
+    slices = [line.rpartition("UUID: ")[2].rstrip(")") for line in lines if line.startswith("MIG ")]
+    gpus = [line.partition(":")[0].removeprefix("GPU ") for line in lines if line.startswith("GPU ")]
+    return tuple(slices or gpus)
+
+
+def _listed_gpus() -> str:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""  # the device nodes stand for themselves
