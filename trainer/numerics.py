@@ -1,0 +1,133 @@
+"""How a run is computed: settled once by its first attempt, obeyed by every later one."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from trainer.failure import DeviceError
+from trainer.result import Numerics
+from trainer.spec import ExperimentSpec
+
+# what this attempt cannot choose: it has this device, this processor and this torch, or it has another
+GIVEN = ("device", "device_model", "instruction_set", "torch_version")
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def settle(spec: ExperimentSpec, device: torch.device, threads: int) -> Numerics:
+    """The numerics that a first attempt at `spec` takes on `device` with `threads` CPU threads."""
+    return Numerics(
+        precision=_precision(spec, device),
+        threads=threads,
+        micro_batch=spec.micro_batch or spec.batch_size,
+        memory_format="channels_last",
+        compile=spec.compile,
+        deterministic=spec.deterministic,
+        device=device.type,
+        device_model=_device_model(device),
+        instruction_set=_instruction_set(device),
+        torch_version=torch.__version__,
+    )
+
+
+def obeyed(settled: Numerics, device: torch.device, *, exact: bool) -> Numerics:
+    """`settled` as this attempt can obey it: itself, or with `exact` false what this machine gives instead.
+
+    Raises DeviceError when this machine computes otherwise than the first attempt's and `exact` is true.
+    """
+    here = settled.model_copy(
+        update={
+            "device": device.type,
+            "device_model": _device_model(device),
+            "instruction_set": _instruction_set(device),
+            "torch_version": torch.__version__,
+        }
+    )
+    differs = [f"{n} was {getattr(settled, n)!r}, is {getattr(here, n)!r}" for n in GIVEN if _differ(settled, here, n)]
+    if differs and exact:
+        raise DeviceError(
+            f"numerics: this machine cannot go on with the same numbers: {'; '.join(differs)}",
+            hint="go on where the run began, or pass --resume inexact: the result then says `exact: false`",
+        )
+    return here
+
+
+def _differ(settled: Numerics, here: Numerics, name: str) -> bool:
+    return bool(getattr(settled, name) != getattr(here, name))
+
+
+def apply(numerics: Numerics) -> None:
+    """Set this process's torch to compute by `numerics`."""
+    torch.set_num_threads(numerics.threads)
+    torch.backends.cuda.matmul.allow_tf32 = numerics.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = numerics.precision == "tf32"
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(numerics.deterministic)
+    torch.backends.cudnn.deterministic = numerics.deterministic
+    # nothing here reads memory before it writes it, so filling it would only cost time
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property set on a module
+
+
+def available_threads() -> int:
+    """CPU threads to use: OMP_NUM_THREADS where it is set, else the processors this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else min(_affinity(), _cgroup_cpus())
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cgroup_cpus() -> int:
+    """Whole processors that the cgroup's quota gives, at least one; a large number without a quota."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return 1 << 16
+    return 1 << 16 if quota in ("max", "-1") else max(1, int(quota) // int(period))
+
+
+def _precision(spec: ExperimentSpec, device: torch.device) -> str:
+    if spec.precision == "tf32" and device.type == "cpu":
+        return "fp32"  # a CPU has no tf32
+    if spec.precision != "auto":
+        return spec.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if _has_amx_bf16() else "fp32"
+
+
+def _has_amx_bf16() -> bool:
+    # measured: bf16 is three times as fast as fp32 with AMX, and slower than fp32 with AVX512-BF16 alone
+    return "amx_bf16" in _cpuinfo("flags").split()
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _device_model(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _instruction_set(device: torch.device) -> str:
+    if device.type == "cuda":
+        return ".".join(str(part) for part in torch.cuda.get_device_capability(device))
+    return torch.backends.cpu.get_cpu_capability() + ("+AMX" if _has_amx_bf16() else "")
