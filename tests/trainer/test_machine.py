@@ -1,0 +1,110 @@
+"""What a machine gives to training, read from what Linux and the driver say of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trainer import machine
+from trainer.machine import available_memory, available_processors, available_threads, parse_gpu_list, visible_gpus
+
+LISTED = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-2222-3333-4444-555555555555)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-66666666-7777-8888-9999-000000000000)
+"""
+SLICED = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-11111111-2222-3333-4444-555555555555)
+  MIG 3g.20gb     Device  0: (UUID: MIG-aaaaaaaa-0000-0000-0000-000000000000)
+  MIG 3g.20gb     Device  1: (UUID: MIG-bbbbbbbb-0000-0000-0000-000000000000)
+"""
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_omp_num_threads_is_obeyed_and_nonsense_in_it_is_not() -> None:
+    assert available_threads({"OMP_NUM_THREADS": "3"}) == 3
+    for nonsense in ("", "0", "-1", "many"):
+        assert available_threads({"OMP_NUM_THREADS": nonsense}) == available_processors()
+    assert 1 <= available_processors() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        pytest.param({"cpu.max": "200000 100000\n"}, 2, id="v2"),
+        pytest.param({"cpu.max": "50000 100000\n"}, 1, id="v2-half-a-processor"),
+        pytest.param({"cpu.max": "max 100000\n"}, machine.NO_QUOTA, id="v2-no-quota"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3, id="v1"),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, machine.NO_QUOTA, id="v1-no-quota"
+        ),
+        pytest.param({}, machine.NO_QUOTA, id="no-cgroups"),
+    ],
+)
+def test_a_cgroups_quota_bounds_the_processors(tmp_path: Path, files: dict[str, str], processors: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine._cgroup_processors(tmp_path) == processors
+
+
+def test_the_tightest_group_bounds_the_memory(tmp_path: Path) -> None:
+    inner = tmp_path / "pods" / "one"
+    inner.mkdir(parents=True)
+    for folder, limit, usage in ((inner, "max", 0), (inner.parent, "1000000", 400_000)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{usage}\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    own = tmp_path / "cgroup"
+    own.write_text("0::/pods/one\n")
+    assert available_memory(tmp_path, own) == 1_000_000 - 400_000 + 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        pytest.param(LISTED, ("0", "1"), id="gpus"),
+        pytest.param(
+            SLICED,
+            ("MIG-aaaaaaaa-0000-0000-0000-000000000000", "MIG-bbbbbbbb-0000-0000-0000-000000000000"),
+            id="slices",
+        ),
+        pytest.param("No devices were found\n", (), id="none"),
+        pytest.param("", (), id="no-answer"),
+    ],
+)
+def test_the_drivers_list_is_read(text: str, gpus: tuple[str, ...]) -> None:
+    assert parse_gpu_list(text) == gpus
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [
+        pytest.param("1", ("1",), id="one"),
+        pytest.param("1, 0", ("1", "0"), id="in-that-order"),
+        pytest.param("", (), id="hidden"),
+        pytest.param("-1", (), id="hidden-by-number"),
+        pytest.param("0,-1,1", ("0",), id="up-to-an-invalid-one"),
+        pytest.param("MIG-aaaa", ("MIG-aaaa",), id="a-slice"),
+    ],
+)
+def test_gpus_hidden_from_cuda_are_not_used(devices: Path, asked: str, gpus: tuple[str, ...]) -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": asked}, devices) == gpus
+
+
+def test_device_nodes_stand_for_gpus_where_the_driver_lists_none(
+    devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(devices))  # no nvidia-smi there
+    assert visible_gpus({}, devices) == ("0", "1")
+
+
+def test_a_machine_without_a_driver_has_no_gpus(tmp_path: Path) -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path) == ()

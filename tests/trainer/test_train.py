@@ -1,0 +1,159 @@
+"""The training loop in its parts: what one step computes, how epochs are scored, and that the recipe is what it was."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import import_pictures, tiny_run
+from torch import nn
+
+from trainer import numerics as numerics_of
+from trainer.augment import epoch_order
+from trainer.data import Cache, Loader, open_part
+from trainer.identity import factory_source_hash
+from trainer.optim import build_optimizer
+from trainer.run import RECIPE, compiled, first_network, memory_format_of, place
+from trainer.spec import AugmentationSpec, RunSpec
+from trainer.store import FileStore
+from trainer.train import TrainState, forward, optimizer_step, score
+
+CPU = torch.device("cpu")
+
+# What recipe version 1 computed when it was written: the loss of every step of two epochs, nats per image. A change
+# here means that runs would no longer repeat: give the recipe a new version, and this trace its new values.
+GOLDEN_TRACE: dict[str, list[float]] = {
+    "sgd": [1.13975, 1.155325, 1.202677, 0.928576, 1.09086, 0.876791],
+    "adamw-augmented": [1.149704, 1.196221, 1.37316, 1.120621, 1.167004, 1.158626],
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FileStore:
+    return FileStore(tmp_path_factory.mktemp("store"))
+
+
+def state_of(store: FileStore, tmp_path: Path, **spec: object) -> TrainState:
+    """A run before its first step, in fp32 on one thread."""
+    index = import_pictures(store, tmp_path / "images")
+    run = tiny_run(index, **{"precision": "fp32", **spec})
+    numerics = numerics_of.settle(run, CPU, threads=1)
+    numerics_of.apply(numerics)
+    network = place(first_network(run, index, store), CPU, numerics)
+    parts = [open_part(index, run.data, name, store, Cache(tmp_path / "cache")) for name in ("train", "validation")]
+    loaders = [
+        Loader(part, run.data, augmentation, CPU, memory_format_of(numerics))
+        for part, augmentation in zip(parts, (run.augmentation, AugmentationSpec()), strict=True)
+    ]
+    return TrainState(
+        spec=run,
+        numerics=numerics,
+        network=network,
+        model=compiled(network, numerics),
+        optimizer=build_optimizer(run.optimizer, network.trainable_parameters()),
+        train=loaders[0],
+        validation=loaders[1],
+    )
+
+
+def losses_of(state: TrainState, epochs: int = 2) -> list[float]:
+    """Mean loss of every step."""
+    losses = []
+    for epoch in range(epochs):
+        state.advance(epoch=epoch)
+        state.network.train()
+        order = epoch_order(state.spec.seed, 0, epoch, len(state.train.part))
+        size = state.spec.batch_size
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        for step, (images, labels) in enumerate(state.train.batches(batches, state.spec.seed, epoch, 0)):
+            loss_sum, _ = optimizer_step(state, images, labels, step)
+            losses.append(loss_sum.item() / len(labels))
+    return losses
+
+
+TRACED: dict[str, dict[str, object]] = {
+    "sgd": {"optimizer": {"lr": 0.05}, "schedule": {"step_size": 1, "gamma": 0.5}},
+    "adamw-augmented": {
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"name": "cosine", "warmup_epochs": 0.5},
+        "augmentation": "report_2",
+        "label_smoothing": 0.1,
+        "clip_norm": 1.0,
+        "micro_batch": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_the_recipe_computes_what_its_version_always_did(store: FileStore, tmp_path: Path, name: str) -> None:
+    losses = losses_of(state_of(store, tmp_path, **TRACED[name]))
+    assert RECIPE.version == 1, "a new version needs a new trace"
+    # instruction sets differ in rounding; a changed draw, order or rule differs far more than this
+    assert losses == pytest.approx(GOLDEN_TRACE[name], rel=2e-3)
+
+
+def test_a_step_is_the_one_that_plain_torch_takes(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path, model=model_of("plain"), clip_norm=0.5)
+    theirs = first_network(state.spec, import_pictures(store, tmp_path / "images"), store).module
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-5)
+    images, labels = state.train.batch(torch.arange(10), seed=0, epoch=0, restart=0)
+    for step in range(2):
+        optimizer_step(state, images, labels, step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(images), labels).backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        optimizer.step()
+    for own, other in zip(state.network.module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+
+
+def model_of(name: str) -> dict[str, object]:
+    return {"architecture": f"networks:{name}", "source_hash": factory_source_hash(f"networks:{name}")}
+
+
+def test_bf16_is_autocast_over_fp32_weights(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path, precision="bf16", model=model_of("usual"))
+    images, labels = state.train.batch(torch.arange(10), seed=0, epoch=0, restart=0)
+    loss_sum, _ = optimizer_step(state, images, labels, 0)
+    assert loss_sum.dtype == torch.float64
+    assert math.isfinite(loss_sum.item())
+    assert {value.dtype for value in state.network.module.state_dict().values()} == {torch.float32, torch.int64}
+    state.network.module.eval()  # dropout draws anew in every pass
+    bf16 = forward(state.model, state.numerics, images)
+    fp32 = forward(state.model, state.numerics.model_copy(update={"precision": "fp32"}), images)
+    assert bf16.dtype == torch.float32
+    assert not torch.equal(bf16, fp32)
+    torch.testing.assert_close(bf16, fp32, rtol=0.1, atol=0.1)
+
+
+def test_frozen_parameters_stay_as_they_are(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path, model={**model_of("usual"), "freeze": ["0", "1"]})
+    before = {name: value.clone() for name, value in state.network.module.state_dict().items()}
+    losses_of(state, epochs=1)
+    after = state.network.module.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"6.weight", "6.bias"}
+
+
+def test_scores_are_those_of_their_definitions() -> None:
+    logits_NK = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0]])
+    labels_N = torch.tensor([0, 0, 0, 2])
+    scores = score(logits_NK, labels_N)
+    right, wrong = math.log(math.exp(2) + 2) - 2, math.log(math.exp(2) + 2)
+    assert scores.accuracy == 0.75
+    assert scores.balanced_accuracy == pytest.approx((2 / 3 + 1) / 2)  # class 1 has no image to be right about
+    assert scores.top5_accuracy == 1.0
+    assert scores.loss == pytest.approx((3 * right + wrong) / 4)
+
+
+def test_top5_counts_a_label_among_the_five_largest_logits() -> None:
+    logits_NK = torch.arange(8.0).repeat(2, 1)
+    assert score(logits_NK, torch.tensor([3, 2])).top5_accuracy == 0.5
+
+
+def test_a_spec_of_another_batch_size_has_steps_to_match(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path)
+    assert isinstance(state.spec, RunSpec)
+    assert state.num_steps == math.ceil(len(state.train.part) / 10)

@@ -1,0 +1,235 @@
+"""`python -m trainer SPEC --store URI`: one attempt at one run, as a pod or the local backend starts it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.failure import (
+    DeviceError,
+    ExitCode,
+    Failure,
+    GridError,
+    SpecError,
+    StoreError,
+    failure_of,
+    write_termination_message,
+)
+from trainer.identity import read_spec, run_id
+from trainer.spec import RunSpec
+from trainer.stop import StopSignal
+from trainer.store import NotFound, Retry, Store, open_store
+
+if TYPE_CHECKING:
+    from trainer.recorder import LogBuffer
+
+# torch takes seconds to import: nothing above loads it, so that a stop signal is heard and a finished run ends at once
+
+STORE_PATIENCE_SECONDS = 30 * 60.0
+STOP_GRACE_SECONDS = 20.0  # after a stop signal, how long a last checkpoint may wait for a store: Kubernetes gives 30
+
+log = logging.getLogger("trainer")
+log.setLevel(logging.INFO)  # each attempt's log goes to the store, whatever this process shows
+Emit = Callable[[dict[str, Any]], None]
+
+
+def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: StopSignal | None = None) -> int:
+    """Run one attempt; its exit code. `emit` takes progress events where a parent wants them.
+
+    Exits are those of trainer.failure.ExitCode; 1 is a fault of the trainer's own, or of a model factory.
+    """
+    started = time.monotonic()
+    if stop is None:
+        stop = StopSignal()
+        stop.listen()
+    given = parser().parse_args(argv)
+    run, store, buffer, attempt_name = None, None, None, None
+    patience = Patience(stop)
+    try:
+        store = open_store(given.store, patience_seconds=given.store_patience, on_retry=patience.spend)
+        run, spec = load_spec(given.spec, store)
+        done = f"{'tests' if given.test else 'results'}/{run}.json"
+        if _exists(store, done):
+            log.info("%s is in the store: nothing to do", done)
+            return ExitCode.OK
+        stop.check()
+        from trainer.recorder import LogBuffer
+
+        buffer = LogBuffer()
+        logging.getLogger("trainer").addHandler(buffer)
+        from trainer import run as running
+
+        stop.check()
+        with running.open_attempt(
+            run,
+            spec,
+            store,
+            stop,
+            buffer,
+            exact=given.resume == "exact",
+            report=_reporter(spec, emit),
+            started=started,
+        ) as attempt:
+            attempt_name = attempt.lease.attempt
+            try:
+                if given.test:
+                    running.test_experiment(attempt)
+                else:
+                    running.run_experiment(attempt)
+            except Exception as error:
+                if not isinstance(error, GridError):
+                    log.exception("the attempt failed")
+                patience.is_over = isinstance(error, StoreError)
+                raise _translated(error) from error
+        return ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - the process's last line: whatever ends it is recorded and becomes an exit code
+        return _fail(error, run, attempt_name, store, buffer)
+    finally:
+        if buffer is not None:
+            logging.getLogger("trainer").removeHandler(buffer)
+
+
+class Patience:
+    """How long this attempt goes on asking a store that does not answer."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self.stop = stop
+        self.is_over = False  # the store was given up: what is still to be written is tried once
+
+    def spend(self, retry: Retry) -> None:
+        """Called before each wait: raises StoreError or Stopped where waiting has no more sense."""
+        if self.is_over:
+            raise StoreError(f"{retry.operation} {retry.key}: {retry.error}")
+        self.stop.check(grace_seconds=STOP_GRACE_SECONDS)
+        log.warning("the store does not answer (%s, %s), trying again in %.0f s", retry.kind, retry.key, retry.delay)
+
+
+def log_to_stderr() -> None:
+    """Let this process tell what it does, line by line, on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Train one run to its end, going on from its newest checkpoint. Exit codes: "
+        "0 result in the store, 64 spec wrong, 65 data or weights wrong, 69 store unreachable, 70 training failed for "
+        "good, 71 device broken, 75 stopped (the checkpoint stands).",
+    )
+    result.add_argument("spec", metavar="SPEC", help="a spec.yaml, or the id of a run whose spec is in the store")
+    result.add_argument("--store", required=True, metavar="URI", help="file:///folder or s3://bucket/prefix")
+    result.add_argument("--test", action="store_true", help="evaluate the run's best weights on the test part instead")
+    result.add_argument(
+        "--resume",
+        choices=("exact", "inexact"),
+        default="exact",
+        help="whether to go on where this machine cannot compute the same numbers (default: exact, refuse)",
+    )
+    result.add_argument(
+        "--store-patience",
+        type=float,
+        default=STORE_PATIENCE_SECONDS,
+        metavar="SECONDS",
+        help="how long to wait for a store that does not answer (default: %(default).0f)",
+    )
+    return result
+
+
+def load_spec(given: str, store: Store) -> tuple[str, RunSpec]:
+    """The run's id and spec, from a file or from the store. Raises SpecError when there is neither."""
+    path = Path(given)
+    if path.is_file():
+        spec = read_spec(path.read_text(encoding="utf-8"), given)
+    else:
+        key = f"runs/{given}/spec.yaml"
+        try:
+            text = store.get(key).decode()
+        except (NotFound, ValueError) as error:
+            raise SpecError(
+                f"SPEC: got {given!r}: no such file, and {store.uri} has no {key}",
+                hint="give a spec.yaml, or the id of a run that `grid run` or `grid submit` put into the store",
+            ) from error
+        spec = read_spec(text, key)
+    return run_id(spec), spec
+
+
+def _exists(store: Store, key: str) -> bool:
+    try:
+        store.get(key)
+    except NotFound:
+        return False
+    return True
+
+
+def _reporter(spec: RunSpec, emit: Emit | None) -> Callable[[Any], None]:
+    """Tells of each epoch in the log, and of everything to `emit`."""
+    from trainer.result import EpochMetrics
+
+    def report(what: Any) -> None:
+        if isinstance(what, EpochMetrics):
+            log.info(
+                "epoch %d of %d: training %.3f / %.3f, validation %.3f / %.3f%s%s, %.1f images/s",
+                what.epoch,
+                spec.epochs,
+                what.train_loss,
+                what.train_accuracy,
+                what.validation_loss,
+                what.validation_accuracy,
+                ", best" if what.best else "",
+                ", back to the best" if what.returned_to_best else "",
+                what.images_per_second,
+            )
+        if emit is not None:
+            kind = "epoch" if isinstance(what, EpochMetrics) else "step"
+            values = what.model_dump() if isinstance(what, EpochMetrics) else vars(what)
+            emit({"event": kind, **values})
+
+    return report
+
+
+def _translated(error: Exception) -> Exception:
+    """`error`, or what it means where it says that the device is broken."""
+    import torch
+
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceError(f"device: {error}", hint="the node may need attention; the run is tried elsewhere")
+    return error
+
+
+def _fail(
+    error: BaseException, run: str | None, attempt: str | None, store: Store | None, buffer: LogBuffer | None
+) -> int:
+    """Record the failure where it can be found later, and say it; its exit code."""
+    failure = failure_of(error, run or "unknown", attempt, buffer.tail if buffer else [])
+    if failure.exit_code == ExitCode.STOPPED:
+        log.info("stopped: %s", failure.message)
+    elif isinstance(error, GridError):
+        log.error("%s", error)
+    else:
+        log.error("%s", failure.message, exc_info=error)
+    try:
+        write_termination_message(failure)
+        if store is not None and run is not None:
+            _store_failure(failure, store)
+    except (GridError, OSError) as second:
+        log.warning("the failure could not be recorded: %s", second)
+    return failure.exit_code
+
+
+def _store_failure(failure: Failure, store: Store) -> None:
+    text = failure.model_dump_json(indent=2).encode()
+    if failure.attempt is not None and failure.exit_code != ExitCode.STOPPED:
+        store.put(f"runs/{failure.run}/attempts/{failure.attempt}/failure.json", text)
+    if failure.final:
+        store.put(f"failures/{failure.run}.json", text)
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    sys.exit(main())

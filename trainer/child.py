@@ -1,0 +1,71 @@
+"""One attempt as a process of the local backend, forked from a server that holds torch already.
+
+Nothing here loads torch: the controller imports this module to name `run_attempt`. The server loads it once
+(`PRELOAD`), so that a run starts in milliseconds where a fresh interpreter would import for seconds.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn
+
+from trainer.__main__ import Emit, main
+from trainer.stop import StopSignal
+
+PRELOAD = "trainer.run"
+"""The module that imports all a run needs. It starts no thread and touches no GPU, so that forks are safe."""
+
+BLOCKED_AT_START = frozenset({signal.SIGINT, signal.SIGTERM})
+"""Signals that whoever starts the server blocks, until `run_attempt` has its handlers: none is lost, none kills."""
+
+
+def run_attempt(argv: Sequence[str], environment: Mapping[str, str], log_path: str, events: Connection) -> NoReturn:
+    """Run one attempt as `python -m trainer ARGV` would, and exit with its code.
+
+    1. A stop is heard from the first moment on; a terminal's SIGINT is left to the parent.
+    2. Output goes to `log_path`, below Python too, so that a crash leaves its trace.
+    3. Progress goes to `events`; when the parent dies, the run saves and stops.
+    """
+    stop = StopSignal()
+    stop.listen(ignore_interrupt=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
+    _redirect_output(log_path)
+    os.environ.update(environment)  # before the first operation: torch's threads and CUDA start with it
+    _watch_parent(stop)
+    sys.exit(main(argv, emit=_sender(events), stop=stop))
+
+
+def _redirect_output(log_path: str) -> None:
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    faulthandler.enable()
+
+
+def _watch_parent(stop: StopSignal) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        stop.request("the process that started this run ended")
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _sender(events: Connection) -> Emit:
+    def send(event: dict[str, Any]) -> None:
+        with suppress(OSError):  # the parent is gone: `_watch_parent` sees to it
+            events.send(event)
+
+    return send

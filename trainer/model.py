@@ -1,0 +1,240 @@
+"""The network of a run: built, its weights loaded, its head replaced, its frozen part marked."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import importlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from inspect import signature
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from trainer.failure import DataError, SpecError
+from trainer.spec import ModelSpec
+from trainer.store import NotFound, Store
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with what training needs to know of its parts."""
+
+    module: nn.Module
+    head: str  # name of the layer that gives the logits
+    frozen: tuple[nn.Module, ...]  # modules that hold frozen parameters: they stay in evaluation mode, but for dropout
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all parameters."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Numbers in the parameters that training changes."""
+        return sum(parameter.numel() for parameter in self.trainable_parameters())
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that training changes, in the model's order."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def train(self) -> None:
+        """Switch to training mode; batch-norm statistics of the frozen part stay as they are."""
+        self.module.train()
+        for module in self.frozen:
+            module.eval()
+
+
+def build_network(spec: ModelSpec, num_classes: int, seed: int, store: Store) -> Network:
+    """The network on the CPU, its first weights drawn from `seed` there, and then those of `spec.weights` loaded.
+
+    Raises SpecError for an architecture, argument or part that does not exist, DataError for weights that do not fit.
+    """
+    torch.manual_seed(seed)
+    module = _from_factory(spec, num_classes) if spec.is_factory else _from_torchvision(spec, num_classes)
+    head = find_head(module, num_classes, spec.architecture)
+    if spec.weights is not None:
+        load_weights(module, head, read_weights(store, spec.weights, spec.weights_fingerprint), spec.weights)
+    frozen = frozen_parameters(module, head, spec)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if frozen and not any(parameter.requires_grad for parameter in module.parameters()):
+        raise SpecError(
+            f"model.freeze: {spec.freeze!r} freezes every parameter of {spec.architecture}, expected some left to train"
+        )
+    return Network(module, head, tuple(_modules_of(module, frozen)))
+
+
+def _from_torchvision(spec: ModelSpec, num_classes: int) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if spec.architecture not in known:
+        near = difflib.get_close_matches(spec.architecture, known, n=3)
+        raise SpecError(
+            f"model.architecture: got {spec.architecture!r}, expected a classifier of torchvision "
+            f"{torchvision.__version__} or a factory `package.module:function`",
+            hint=f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(known)}",
+        )
+    builder = torchvision.models.get_model_builder(spec.architecture)
+    arguments: dict[str, object] = dict(spec.arguments)
+    # googlenet and inception_v3 return their auxiliary logits too when training, unless told not to build them
+    if spec.architecture in ("googlenet", "inception_v3"):
+        arguments = {"aux_logits": False, "init_weights": True, **arguments}
+    return _call(builder, spec, num_classes, arguments)
+
+
+def _from_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
+    module_name, _, function_name = spec.architecture.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"model.architecture: cannot import {spec.architecture!r}: {error}",
+            hint="the factory's folder must be on PYTHONPATH, or its package installed, where the trainer runs",
+        ) from error
+    return _call(factory, spec, num_classes, dict(spec.arguments))
+
+
+def _call(builder: object, spec: ModelSpec, num_classes: int, arguments: dict[str, object]) -> nn.Module:
+    assert callable(builder)
+    try:
+        module = builder(num_classes=num_classes, **arguments)
+    except TypeError as error:
+        wanted = ", ".join(signature(builder).parameters)
+        raise SpecError(
+            f"model.arguments: {spec.architecture} refuses num_classes={num_classes}, {spec.arguments}: {error}",
+            hint=f"it takes: {wanted}",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise SpecError(f"model.architecture: {spec.architecture} gave {type(module).__name__}, expected a nn.Module")
+    return module
+
+
+def find_head(module: nn.Module, num_classes: int, architecture: str) -> str:
+    """Name of the last linear or convolutional layer with `num_classes` outputs: the layer that gives the logits."""
+    layers: list[tuple[str, nn.Module]] = list(module.named_modules())
+    for name, layer in reversed(layers):
+        if isinstance(layer, nn.Linear) and layer.out_features == num_classes:
+            return name
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == num_classes:
+            return name
+    raise SpecError(
+        f"model.architecture: {architecture} has no linear or convolutional layer with {num_classes} outputs to be "
+        "its head"
+    )
+
+
+def read_weights(store: Store, file: str, fingerprint: str | None) -> StateDict:
+    """The state dict `weights/<file>`, a torch file read with `weights_only` or safetensors. Raises DataError."""
+    try:
+        data = store.get(f"weights/{file}")
+    except NotFound as error:
+        raise DataError(
+            f"model.weights: {store.uri} has no weights/{file}", hint=f"copy the state dict to weights/{file} there"
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if fingerprint is not None and found != fingerprint:
+        raise DataError(
+            f"model.weights: weights/{file} has SHA-256 {found}, the spec expects {fingerprint}",
+            hint="the file changed since the run was planned: plan again, or put the old file back",
+        )
+    try:
+        if file.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise errors of many kinds on a file that is none of theirs
+        raise DataError(f"model.weights: weights/{file} is no state dict: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"model.weights: weights/{file} holds {type(state).__name__}, expected names with tensors")
+    return state
+
+
+def load_weights(module: nn.Module, head: str, state: StateDict, file: str) -> None:
+    """Load `state` into everything but the head. Raises DataError that lists what is missing or does not fit."""
+    own = {name: value for name, value in module.state_dict().items() if not _within(name, head)}
+    # auxiliary heads are part of torchvision's files for networks that are built without them here
+    given = {
+        name: value
+        for name, value in state.items()
+        if not _within(name, head) and (name in own or not name.lower().startswith("aux"))
+    }
+    # files older than torch 0.4.1 have no such counters; they do not matter where momentum is fixed
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in own]
+    misshapen = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what} {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise DataError(
+            f"model.weights: weights/{file} does not fit the architecture: {'; '.join(problems)}",
+            hint="the file must hold a state dict of this very architecture; its head may differ",
+        )
+    module.load_state_dict(given, strict=False)
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def frozen_parameters(module: nn.Module, head: str, spec: ModelSpec) -> frozenset[str]:
+    """Names of the parameters that `spec.freeze` keeps as they are. Raises SpecError when there is no such part."""
+    names = [name for name, _ in module.named_parameters()]
+    if spec.freeze == "none":
+        return frozenset()
+    if isinstance(spec.freeze, str):
+        return frozenset(_part(module, names, head, spec.freeze, spec.architecture))
+    frozen: set[str] = set()
+    for pattern in spec.freeze:
+        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")]
+        if not matched:
+            raise SpecError(
+                f"model.freeze: pattern {pattern!r} matches no parameter of {spec.architecture}",
+                hint=f"its parts: {_patterns(module)}",
+            )
+        frozen.update(matched)
+    return frozenset(frozen)
+
+
+def _part(module: nn.Module, names: list[str], head: str, part: str, architecture: str) -> list[str]:
+    """Parameters of the fully connected part (the child that the head is in, if it is linear) or of the rest."""
+    child = head.partition(".")[0]
+    top = module.get_submodule(child)
+    rest = [layer for name, layer in module.named_modules() if name and not _within(name, child)]
+    if part == "fully_connected":
+        exists = any(isinstance(layer, nn.Linear) for layer in top.modules()) and not any(
+            isinstance(layer, nn.Conv2d) for layer in top.modules()
+        )
+        chosen = [name for name in names if _within(name, child)]
+    else:
+        exists = any(isinstance(layer, nn.Conv2d) for layer in rest) and not any(
+            isinstance(layer, nn.MultiheadAttention) for layer in rest
+        )
+        chosen = [name for name in names if not _within(name, child)]
+    if not exists or not chosen:
+        raise SpecError(
+            f"model.freeze: {architecture} has no {part.replace('_', ' ')} part of its own",
+            hint=f"name modules by pattern instead: {_patterns(module)}",
+        )
+    return chosen
+
+
+def _patterns(module: nn.Module) -> str:
+    return ", ".join(f"{name}.*" for name, child in module.named_children() if any(True for _ in child.parameters()))
+
+
+def _modules_of(module: nn.Module, frozen: Iterable[str]) -> list[nn.Module]:
+    owners = {name.rpartition(".")[0] for name in frozen}
+    return [layer for name, layer in module.named_modules() if name in owners]

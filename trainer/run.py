@@ -1,0 +1,405 @@
+"""One run from its spec to its result: what an attempt does, in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import numerics as numerics_of
+from trainer.augment import derived_seed
+from trainer.checkpoint import to_device
+from trainer.data import Cache, Loader, Part, open_part
+from trainer.dataset import DatasetIndex, PartName, load_index
+from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
+from trainer.lease import Lease
+from trainer.model import Network, build_network
+from trainer.optim import build_optimizer
+from trainer.recorder import LogBuffer, Recorder
+from trainer.result import EpochMetrics, Numerics, Provenance, Result, ResumedFrom, TestResult
+from trainer.spec import AugmentationSpec, Recipe, RunSpec
+from trainer.stop import StopSignal
+from trainer.store import Conflict, NotFound, Store
+from trainer.train import StepReport, TrainState, evaluate, run_epoch, save
+
+RECIPE = Recipe()
+"""The recipe that this code is. A change that alters any run's numbers needs a new version."""
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attempt:
+    """What one start of a run works with."""
+
+    run: str
+    spec: RunSpec
+    store: Store
+    lease: Lease
+    recorder: Recorder
+    stop: StopSignal
+    cache: Cache
+    exact: bool  # whether to refuse a machine that cannot obey the run's numerics
+    report: Callable[[StepReport | EpochMetrics], None]
+    started: float = field(default_factory=time.monotonic)
+
+
+def run_experiment(attempt: Attempt) -> Result:
+    """Train the run to its end, from the newest whole checkpoint if there is one, and write its result.
+
+    1. settle the numerics, or obey those that an earlier attempt settled on
+    2. open the data, build the network, take up the checkpoint
+    3. epoch after epoch: train, validate, keep or go back, write metrics and checkpoint beside the next steps
+    4. write the result, drop what is no longer needed
+    """
+    refuse_other_recipes(attempt.spec)
+    device = numerics_of.pick_device()
+    settled = settle(attempt, device)
+    while True:
+        try:
+            return _train(attempt, device, settled)
+        except torch.OutOfMemoryError as error:
+            settled = smaller_micro_batch(attempt, settled, error)
+
+
+def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
+    spec = attempt.spec
+    used = numerics_of.obeyed(settled, device, exact=attempt.exact)
+    numerics_of.apply(used)
+    index = load_expected_index(spec, attempt.store)
+    train, validation = open_images(attempt, index, "train"), open_images(attempt, index, "validation")
+    state = new_state(attempt, device, used, index, train, validation)
+    resume(attempt, state)
+    write_provenance(attempt, used, state)
+    try:
+        while not state.is_finished:
+            metrics = run_epoch(state, attempt.recorder, attempt.stop, attempt.report)
+            attempt.recorder.record(metrics)
+            attempt.lease.epoch, attempt.lease.validation_accuracy = metrics.epoch, metrics.validation_accuracy
+            attempt.report(metrics)
+            if not attempt.recorder.is_checkpoint_in_flight:
+                save(state, attempt.recorder)
+    except Stopped:
+        if not attempt.lease.lost:
+            save(state, attempt.recorder)
+        raise
+    save(state, attempt.recorder)  # the last epochs' may have been passed over while another was in flight
+    attempt.recorder.finish()
+    return write_result(attempt, state, exact=used == settled)
+
+
+def refuse_other_recipes(spec: RunSpec) -> None:
+    """Raise SpecError unless this code is the recipe that the spec names: its numbers would be another's."""
+    if spec.recipe != RECIPE:
+        raise SpecError(
+            f"recipe: got {spec.recipe.name} version {spec.recipe.version}, this trainer is {RECIPE.name} version "
+            f"{RECIPE.version}",
+            hint="use the image or the commit that the grid was planned with, or plan the grid again",
+        )
+
+
+def settle(attempt: Attempt, device: torch.device) -> Numerics:
+    """The numerics an earlier attempt settled on, or this one's, written for those to come."""
+    key = f"runs/{attempt.run}/numerics.json"
+    try:
+        return Numerics.model_validate_json(attempt.store.get(key))
+    except NotFound:
+        settled = numerics_of.settle(attempt.spec, device, numerics_of.available_threads())
+    try:
+        attempt.store.create(key, settled.model_dump_json(indent=2).encode())
+    except Conflict:
+        return Numerics.model_validate_json(attempt.store.get(key))
+    return settled
+
+
+def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -> Numerics:
+    """Numerics with half the micro-batch, written anew; allowed only while the run has no checkpoint.
+
+    Raises OutOfDeviceMemory when there is nothing left to halve, DeviceError when the run has fitted before.
+    """
+    hint = "set a smaller micro_batch in the grid, or ask for a device with more memory"
+    if attempt.recorder.checkpoints.current is not None:
+        raise DeviceError(f"device memory: the run fitted before and does not now: {error}", hint=hint) from error
+    if settled.micro_batch == 1:
+        raise OutOfDeviceMemory(f"device memory: too small even for one image at a time: {error}", hint=hint) from error
+    smaller = settled.model_copy(update={"micro_batch": (settled.micro_batch + 1) // 2})
+    log.warning(
+        "device memory is too small for a micro-batch of %d, trying %d", settled.micro_batch, smaller.micro_batch
+    )
+    attempt.store.put(f"runs/{attempt.run}/numerics.json", smaller.model_dump_json(indent=2).encode())
+    torch.cuda.empty_cache()
+    return smaller
+
+
+def load_expected_index(spec: RunSpec, store: Store) -> DatasetIndex:
+    """The index of the run's data set. Raises DataError when it is not the data set that the spec expects."""
+    index = load_index(store, spec.data.name)
+    if index.fingerprint != spec.data.fingerprint:
+        raise DataError(
+            f"data: data set {spec.data.name!r} has fingerprint {index.fingerprint}, the spec expects "
+            f"{spec.data.fingerprint}",
+            hint="the data set was imported anew since the run was planned: plan again, or import the old data",
+        )
+    return index
+
+
+def open_images(attempt: Attempt, index: DatasetIndex, name: PartName) -> Part:
+    """One part of the data, decoded. Raises DataError when it has no images."""
+    part = open_part(index, attempt.spec.data, name, attempt.store, attempt.cache)
+    if not len(part):
+        raise DataError(f"data: data set {index.name!r} has no {name} images", hint="import it with another split")
+    attempt.stop.check()
+    return part
+
+
+def new_state(
+    attempt: Attempt, device: torch.device, numerics: Numerics, index: DatasetIndex, train: Part, validation: Part
+) -> TrainState:
+    """The run before its first step, on `device`."""
+    spec = attempt.spec
+    network = place(first_network(spec, index, attempt.store), device, numerics)
+    memory_format = memory_format_of(numerics)
+    return TrainState(
+        spec=spec,
+        numerics=numerics,
+        network=network,
+        model=compiled(network, numerics),
+        optimizer=build_optimizer(spec.optimizer, network.trainable_parameters()),
+        train=Loader(train, spec.data, spec.augmentation, device, memory_format),
+        validation=Loader(validation, spec.data, AugmentationSpec(), device, memory_format),
+        started=attempt.started,
+    )
+
+
+def first_network(spec: RunSpec, index: DatasetIndex, store: Store) -> Network:
+    """The network with its first weights, on the CPU."""
+    seed = derived_seed(spec.seed, 0, 0, 0, 0)
+    return build_network(spec.model, index.num_classes, seed, store)
+
+
+def place(network: Network, device: torch.device, numerics: Numerics) -> Network:
+    """The network moved to `device`, in the numerics' memory format."""
+    network.module.to(device).to(memory_format=memory_format_of(numerics))
+    return network
+
+
+def memory_format_of(numerics: Numerics) -> torch.memory_format:
+    """torch's name for the numerics' memory format."""
+    return torch.channels_last if numerics.memory_format == "channels_last" else torch.contiguous_format
+
+
+def compiled(network: Network, numerics: Numerics) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network's forward pass, compiled where the numerics say so."""
+    forward: Callable[[torch.Tensor], torch.Tensor] = network.module
+    return torch.compile(forward) if numerics.compile else forward
+
+
+def resume(attempt: Attempt, state: TrainState) -> None:
+    """Take the run up from its newest whole checkpoint; without one it begins."""
+    found = attempt.recorder.checkpoints.read()
+    if found is None:
+        state.first = state.capture()
+        return
+    checkpoint, saved, best = found
+    device = state.train.device
+    state.progress, state.best_metrics = checkpoint.progress, checkpoint.best_metrics
+    current = to_device(saved, device)
+    if best is None:
+        state.first = state.capture()  # a restart before any best epoch needs the first weights
+    else:
+        state.best = current if best is saved else to_device(best, device)
+    state.restore(current)
+    log.info(
+        "resumed at epoch %d, step %d of attempt %s",
+        checkpoint.progress.epoch + 1,
+        checkpoint.progress.step_in_epoch,
+        checkpoint.attempt,
+    )
+
+
+def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) -> None:
+    """Write where and with what this attempt computes, and from which checkpoint it goes on."""
+    found = attempt.recorder.checkpoints.current
+    provenance = Provenance(
+        run=attempt.run,
+        attempt=attempt.lease.attempt,
+        host=platform.node(),
+        started=datetime.now(UTC),
+        numerics=numerics,
+        versions=package_versions(),
+        commit=code_commit(),
+        resumed_from=found
+        and ResumedFrom(
+            attempt=found.attempt, sequence=found.sequence, epoch=found.progress.epoch, step=found.progress.step
+        ),
+    )
+    attempt.recorder.write("provenance.json", provenance)
+    log.info(
+        "%s: %d of %d parameters train, %d training and %d validation images, %s on %s, %d threads",
+        attempt.run,
+        state.network.num_trainable_parameters,
+        state.network.num_parameters,
+        len(state.train.part),
+        len(state.validation.part),
+        numerics.precision,
+        numerics.device_model,
+        numerics.threads,
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def code_commit() -> str | None:
+    """Commit of this code: what the image was built from (GRID_COMMIT), or the checkout's; `+` marks local changes."""
+    if "GRID_COMMIT" in os.environ:
+        return os.environ["GRID_COMMIT"]
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    ask = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_result(attempt: Attempt, state: TrainState, *, exact: bool) -> Result:
+    """Write the run's result, once, and leave of its checkpoints what the spec says. Returns the one that stands."""
+    spec, progress, best = state.spec, state.progress, state.best_metrics
+    checkpoint = attempt.recorder.checkpoints.current
+    assert best is not None
+    assert checkpoint is not None
+    assert checkpoint.best is not None
+    result = Result(
+        run=attempt.run,
+        spec=spec.model_dump(mode="json", exclude={"seed"}),
+        seed=spec.seed,
+        best_epoch=best.epoch,
+        train_loss=best.train_loss,
+        train_accuracy=best.train_accuracy,
+        validation_loss=best.validation_loss,
+        validation_accuracy=best.validation_accuracy,
+        validation_balanced_accuracy=best.validation_balanced_accuracy,
+        validation_top5_accuracy=best.validation_top5_accuracy,
+        num_parameters=state.network.num_parameters,
+        num_trainable_parameters=state.network.num_trainable_parameters,
+        epochs_run=progress.epoch,
+        images_per_second=progress.images / progress.seconds,
+        wall_seconds=progress.wall_seconds,
+        peak_memory_bytes=progress.peak_memory_bytes,
+        numerics=state.numerics,
+        exact=exact,
+        data_fingerprint=str(spec.data.fingerprint),
+        weights_fingerprint=spec.model.weights_fingerprint,
+        versions=package_versions(),
+        commit=code_commit(),
+        best_weights=None if spec.checkpoint.keep == "none" else checkpoint.best.model,
+        attempts=int(attempt.lease.attempt.partition("-")[0]),
+        restarts=progress.restarts,
+        returns_to_best=progress.returns,
+    )
+    attempt.lease.check()
+    log.info("best epoch %d: %s %.4f", best.epoch, spec.best.metric, getattr(best, spec.best.metric))
+    attempt.recorder.write_log()
+    try:
+        attempt.store.create(f"results/{attempt.run}.json", result.model_dump_json(indent=2).encode())
+    except Conflict:  # another attempt's stands: the numbers are the same
+        result = Result.model_validate_json(attempt.store.get(f"results/{attempt.run}.json"))
+    attempt.recorder.checkpoints.retain(spec.checkpoint.keep)
+    return result
+
+
+def test_experiment(attempt: Attempt) -> TestResult:
+    """Evaluate the run's best weights on the test part, once, and write the numbers and the predictions.
+
+    Raises DataError when the run has no result or kept no weights.
+    """
+    spec, store, run = attempt.spec, attempt.store, attempt.run
+    try:
+        result = Result.model_validate_json(store.get(f"results/{run}.json"))
+    except NotFound as error:
+        raise DataError(f"--test: run {run} has no result", hint="train it first: leave --test out") from error
+    if result.best_weights is None:
+        raise DataError(f"--test: run {run} kept no weights", hint="set checkpoint.keep to best and train it anew")
+    device = numerics_of.pick_device()
+    used = numerics_of.obeyed(result.numerics, device, exact=attempt.exact)
+    numerics_of.apply(used)
+    index = load_expected_index(spec, store)
+    part = open_images(attempt, index, "test")
+    network = first_network(
+        spec.model_copy(update={"model": spec.model.model_copy(update={"weights": None})}), index, store
+    )
+    weights = attempt.recorder.checkpoints.read_blob(result.best_weights)
+    network.module.load_state_dict(weights)
+    place(network, device, used)
+    loader = Loader(part, spec.data, AugmentationSpec(), device, memory_format_of(used))
+    scores, logits_NK = evaluate(compiled(network, used), network, used, loader, attempt.stop)
+    predictions = f"runs/{run}/test/predictions.npz"
+    store.put(predictions, _npz(index=part.indices_N, label=part.labels_N.numpy(), logits=logits_NK.numpy()))
+    tested = TestResult(
+        run=run,
+        test_loss=scores.loss,
+        test_accuracy=scores.accuracy,
+        test_balanced_accuracy=scores.balanced_accuracy,
+        test_top5_accuracy=scores.top5_accuracy,
+        num_images=len(part),
+        predictions=predictions,
+        numerics=used,
+        data_fingerprint=index.fingerprint,
+        wall_seconds=time.monotonic() - attempt.started,
+    )
+    attempt.lease.check()
+    try:
+        store.create(f"tests/{run}.json", tested.model_dump_json(indent=2).encode())
+    except Conflict:
+        return TestResult.model_validate_json(store.get(f"tests/{run}.json"))
+    return tested
+
+
+def _npz(**arrays: np.ndarray[Any, Any]) -> bytes:
+    buffer = BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+@contextmanager
+def open_attempt(
+    run: str,
+    spec: RunSpec,
+    store: Store,
+    stop: StopSignal,
+    log_buffer: LogBuffer,
+    *,
+    exact: bool,
+    report: Callable[[StepReport | EpochMetrics], None],
+    started: float,
+) -> Iterator[Attempt]:
+    """An attempt that holds the run's lease; in the end its log is in the store and the lease is free."""
+    lease = Lease(store, run, stop)
+    lease.acquire()
+    recorder = Recorder(store, run, lease, log_buffer)
+    recorder.start()
+    try:
+        cache = Cache(progress=lambda _done, _total: stop.check())
+        yield Attempt(run, spec, store, lease, recorder, stop, cache, exact, report, started)
+    finally:
+        recorder.close()
+        lease.release()
