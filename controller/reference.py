@@ -1,0 +1,260 @@
+"""Writes the reference of specs and grids and the grid's JSON Schema from the models: `python -m controller.reference`.
+
+With `--check` nothing is written: the exit status says whether the files are what the models come to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from controller.grid import SPEC_KEYS, GridFile, KeepBest, KeepThis, PinnedRow, Stage, TestBest, TestThese
+from trainer.document import show_value
+from trainer.spec import AUGMENTATIONS, NORMALIZATIONS, ExperimentSpec, NoIdentity, RunSpec
+
+DOCS = Path(__file__).parent.parent / "docs"
+_MARK = "<!-- written by `python -m controller.reference`; change the models, not this file -->"
+
+
+def files() -> dict[str, str]:
+    """The text of each generated file, by its name in docs/."""
+    return {
+        "spec-reference.md": spec_reference(),
+        "grid-reference.md": grid_reference(),
+        "grid.schema.json": json.dumps(grid_schema(), indent=2) + "\n",
+    }
+
+
+def grid_schema() -> dict[str, Any]:
+    """The JSON Schema of a grid file, for editors; dotted keys of `vary`, `zip`, `set` and points are in it."""
+    schema = GridFile.model_json_schema(by_alias=True)
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    definitions = schema["$defs"]
+    values = {key: _described(definitions, key) for key in SPEC_KEYS}
+    free: dict[str, Any] = {r"^model\.arguments\.": {}}
+    named = {"name": {"type": "string", "description": "the row's name"}, **values}
+    definitions["Values"] = {"type": "object", "properties": values, "patternProperties": free} | _CLOSED
+    definitions["Point"] = {
+        "type": "object",
+        "properties": named,
+        "patternProperties": free,
+        "minProperties": 1,
+    } | _CLOSED
+    lists = {key: {"type": "array", "minItems": 1, "items": value} for key, value in values.items()}
+    definitions["Lists"] = {
+        "type": "object",
+        "properties": lists,
+        "patternProperties": {r"^model\.arguments\.": {"type": "array", "minItems": 1}},
+    } | _CLOSED
+    stage = definitions["Stage"]["properties"]
+    for key, name in (("set", "Values"), ("vary", "Lists"), ("zip", "Lists")):
+        stage[key] = {"$ref": f"#/$defs/{name}", "description": stage[key]["description"]}
+    stage["points"]["items"] = {"$ref": "#/$defs/Point"}
+    stage["exclude"]["items"] = {"$ref": "#/$defs/Point"}
+    for owner in ("KeepThis", "PinnedRow"):
+        pinned = definitions[owner]["properties"]["this"]
+        definitions[owner]["properties"]["this"] = {"$ref": "#/$defs/Point", "description": pinned["description"]}
+    return schema
+
+
+_CLOSED = {"additionalProperties": False}
+
+
+def _described(definitions: dict[str, Any], key: str) -> dict[str, Any]:
+    """The schema of the value at dotted `key`, of each union member that has it."""
+    found = list(_schemas(definitions, {"$ref": "#/$defs/ExperimentSpec"}, key.split(".")))
+    unique = [schema for index, schema in enumerate(found) if schema not in found[:index]]
+    assert unique, f"the models have {key}, their schema does not"
+    return unique[0] if len(unique) == 1 else {"anyOf": unique}
+
+
+def _schemas(definitions: dict[str, Any], schema: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
+    if not path:
+        yield schema
+        return
+    if "$ref" in schema:
+        yield from _schemas(definitions, definitions[schema["$ref"].rpartition("/")[2]], path)
+    for member in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        yield from _schemas(definitions, member, path)
+    if path[0] in schema.get("properties", {}):
+        yield from _schemas(definitions, schema["properties"][path[0]], path[1:])
+
+
+def spec_reference() -> str:
+    """Markdown: every key of a spec."""
+    lines = [
+        "# Spec reference",
+        "",
+        _MARK,
+        "",
+        "The `base` of a grid has these keys, and so has the `spec.yaml` that the trainer reads. A key left out has",
+        "its default; an unknown key is an error.",
+        "A key marked with ° is no part of a run's identity: changing it makes no new run.",
+        "",
+        *_section(ExperimentSpec, "", "##"),
+        "## Named pipelines of `augmentation`",
+        "",
+        *_presets(AUGMENTATIONS),
+        "## Named values of `data.normalize`",
+        "",
+        *_presets(NORMALIZATIONS),
+        "## `spec.yaml`",
+        "",
+        "A run's spec has all of the above with every default and fingerprint written out, and these keys:",
+        "",
+        *_table(
+            [
+                ("`run`", "text", "", "the run's id"),
+                ("`hash`", "text", "", "SHA-256 of all that can change its numbers; a mismatch is refused"),
+                _row(RunSpec, "seed", ""),
+            ]
+        ),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def grid_reference() -> str:
+    """Markdown: every key of a grid file."""
+    lines = ["# Grid reference", "", _MARK, "", _GRID_INTRODUCTION, ""]
+    for model, title in (
+        (GridFile, "The grid"),
+        (Stage, "A stage"),
+        (KeepBest, "`keep`: the best"),
+        (KeepThis, "`keep`: this one, because …"),
+        (TestBest, "`test`: the best N"),
+        (TestThese, "`test`: these, because …"),
+        (PinnedRow, "An item of `these`"),
+    ):
+        lines += [f"## {title}", "", _first_line(model), ""]
+        lines += _table([_row(model, name, "") for name in model.model_fields])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_GRID_INTRODUCTION = """\
+A grid file says what to compare. `grid.schema.json` beside this page lets an editor complete and check it: put
+`# yaml-language-server: $schema=<path>/grid.schema.json` in its first line.
+
+A dotted key (`optimizer.lr`) names a value of the [spec](spec-reference.md), and so does the name of a whole part
+(`optimizer`, `augmentation`, `model`). A value takes the place of what was at its key: a part given as a whole has
+defaults for what it leaves out. `points`, `zip` and `vary` of one stage make their product; within it the last key
+goes round fastest. Rows are named by the values that the stage varies (`lr=0.01 gamma=0.5`) or by a point's `name`.
+
+Equal experiments, wherever they stand, share their runs: what was trained once is not trained again."""
+
+
+def _section(model: type[BaseModel], prefix: str, heading: str) -> list[str]:
+    """A table of the model's own keys, then a section for each part of it."""
+    lines = _table([_row(model, name, prefix) for name in model.model_fields])
+    for name, field in model.model_fields.items():
+        parts = [member for member in _members(field.annotation) if _is_model(member)]
+        for part in parts:
+            key = f"{prefix}{name}"
+            kind = f" with `name: {get_args(part.model_fields['name'].annotation)[0]}`" if len(parts) > 1 else ""
+            lines += [f"{heading} `{key}`{kind}", "", _first_line(part), "", *_section(part, f"{key}.", heading)]
+    return lines
+
+
+def _row(model: type[BaseModel], name: str, prefix: str) -> tuple[str, str, str, str]:
+    field = model.model_fields[name]
+    outside = "°" if any(isinstance(mark, NoIdentity) for mark in field.metadata) else ""
+    default = "" if field.is_required() else _default(field)
+    return f"`{prefix}{field.alias or name}`{outside}", _kind(field), default, field.description or _part_line(field)
+
+
+def _part_line(field: FieldInfo) -> str:
+    lines = [_first_line(member) for member in _members(field.annotation) if _is_model(member)]
+    return lines[0] if len(lines) == 1 else "one of those below" if lines else ""
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    return f"`{show_value(value)}`" if value not in ((), {}, "") else "none"
+
+
+def _kind(field: FieldInfo) -> str:
+    members = [_kind_of(member) for member in _members(field.annotation)]
+    bounds = [_BOUNDS[name].format(show_value(getattr(mark, name))) for mark in _marks(field) for name in _BOUNDS
+              if getattr(mark, name, None) is not None]  # fmt: skip
+    text = " or ".join(dict.fromkeys(members))
+    bounds = list(dict.fromkeys(bounds))
+    return text + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+_BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}"}
+
+
+def _marks(field: FieldInfo) -> list[Any]:
+    inner = [argument for argument in get_args(field.annotation) if get_origin(argument) is Annotated]
+    found = list(field.metadata)
+    for each in inner:
+        found += get_args(each)[1:]
+    return [mark for top in found for mark in (getattr(top, "metadata", None) or [top])]
+
+
+def _kind_of(annotation: Any) -> str:
+    simple = {int: "whole number", float: "number", bool: "true or false", str: "text", NoneType: "null", Any: "any"}
+    if annotation in simple:
+        return simple[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{argument}`" for argument in arguments)
+    if origin is tuple:
+        of = _kind_of(_members(arguments[0])[0])
+        return f"list of {of}" if arguments[-1] is ... else f"list of {len(arguments)} × {of}"
+    return "mapping"
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def _table(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows), ""]
+
+
+def _presets(presets: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, values in presets.items():
+        told = ", ".join(f"{key} {show_value(value)}" for key, value in values.items())
+        lines.append(f"- `{name}`: {told.replace('perspective {}', 'perspective with its defaults') or 'nothing'}")
+    return [*lines, ""]
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files, or with `--check` say which of them are out of date; the exit status."""
+    stale = [name for name, text in files().items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
+    if "--check" in arguments:
+        for name in stale:
+            sys.stderr.write(f"docs/{name}: not what the models come to\nhint: python -m controller.reference\n")
+        return 1 if stale else 0
+    DOCS.mkdir(exist_ok=True)
+    for name in stale:
+        (DOCS / name).write_text(files()[name])
+        sys.stdout.write(f"docs/{name}: written\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from controller.grid import Grid, parse_grid, read_grid
+from controller.plan import Bounds, Plan, Speed, SpeedKey, make_plan, plan_text, speeds_of
+from controller.search import DataFacts, Facts, expand
+from trainer.result import Result
+
+HEAD = "grid: g\nbase:\n  data: {name: digits, resize: 32, crop: 32}\n  model: {architecture: alexnet}\n"
+CHAIN = """\
+stages:
+  - name: rate
+    vary: {optimizer.lr: [0.1, 1, 10]}
+  - name: decay
+    vary: {optimizer.weight_decay: [5e-5, 1e-3]}
+  - name: again
+    vary: {optimizer.lr: [1, 100], optimizer.weight_decay: [5e-5]}
+  - {name: test, test: {best: 2}}
+"""
+FACTS = Facts(
+    data={
+        "digits": DataFacts(
+            fingerprint="a" * 64,
+            num_classes=2,
+            class_counts={"train": (60, 40), "validation": (30, 20), "test": (10, 10)},
+            majority_share={},
+            aspect_sums={"train": 150.0, "validation": 50.0, "test": 20.0},
+        )
+    }
+)
+
+
+def plan_of(grid: Grid, existing: int = 0, speeds: dict[SpeedKey, Speed] | None = None, facts: Facts = FACTS) -> Plan:
+    """The plan when the first `existing` of the known runs have a result."""
+    expansion = expand(grid, {}, facts)
+    return make_plan(grid, expansion, facts, set(list(expansion.runs())[:existing]), speeds or {})
+
+
+def parse(text: str, **changes: Any) -> Grid:
+    return parse_grid(text, "g.yaml", **changes)
+
+
+def test_open_stages_have_bounds_over_every_way_they_may_be_decided() -> None:
+    plan = plan_of(parse(HEAD + CHAIN))
+    rate, decay, again, test = plan.stages
+
+    assert (rate.new, rate.shared) == (Bounds(3, 3), Bounds(0, 0))
+    assert (decay.new, decay.shared) == (Bounds(1, 1), Bounds(1, 1))
+    assert (again.new, again.shared) == (Bounds(1, 1), Bounds(1, 1))
+    assert (test.new, test.num_rows) == (Bounds(0, 0), 2)
+    assert (plan.distinct, plan.new_now) == (Bounds(5, 5), 3)
+
+
+def test_bounds_differ_where_the_choice_matters() -> None:
+    text = HEAD + "stages:\n  - {name: one, vary: {epochs: [30, 40]}}\n  - {name: two, set: {optimizer.lr: 1e-3}}\n"
+    three = (
+        text
+        + "  - {name: three, from: one, vary: {epochs: [30, 50]}}\n  - {name: four, vary: {epochs: [40, 50, 60]}}\n"
+    )
+    by_name = {stage.name: stage for stage in plan_of(parse(three)).stages}
+
+    assert by_name["two"].new == Bounds(0, 0)
+    assert by_name["three"].new == Bounds(1, 1)
+    assert by_name["four"].new == Bounds(1, 1)
+    batches = "  - {name: three, set: {epochs: 40}}\n"
+    first = text.replace("vary: {epochs: [30, 40]}", "points: [{epochs: 30}, {epochs: 40, batch_size: 8}]")
+    assert plan_of(parse(first + batches)).stages[2].new == Bounds(0, 1)
+    assert str(plan_of(parse(first + batches)).new) == "2-3"
+
+
+def test_every_run_is_counted_once_for_each_seed() -> None:
+    plan = plan_of(parse(HEAD + CHAIN, seeds=3))
+
+    assert (plan.distinct, plan.stages[0].num_runs, plan.stages[3].num_runs) == (Bounds(15, 15), 9, 6)
+
+
+def test_results_in_the_store_are_not_trained_again() -> None:
+    plan = plan_of(parse(HEAD + CHAIN), existing=2)
+
+    assert (plan.stages[0].new, plan.stages[0].stored) == (Bounds(1, 1), Bounds(2, 2))
+    assert [row.states for row in plan.stages[0].rows] == [("stored",), ("stored",), ("new",)]
+    assert (plan.new_now, plan.stored, plan.new) == (1, Bounds(2, 2), Bounds(3, 3))
+
+
+def test_a_pinned_stage_lets_the_next_be_planned_row_by_row() -> None:
+    pinned = CHAIN.replace("[0.1, 1, 10]}", "[0.1, 1, 10]}\n    keep: {this: {optimizer.lr: 10}, because: it is round}")
+    plan = plan_of(parse(HEAD + pinned))
+
+    assert [row.states for row in plan.stages[1].rows] == [("shared",), ("new",)]
+    assert "rate: keeps lr=10 (pinned), because it is round" in plan_text(plan)
+
+
+def test_too_many_outcomes_give_an_upper_bound() -> None:
+    values = [number / 100 for number in range(1, 101)]
+    stages = f"""stages:
+  - {{name: one, vary: {{optimizer.lr: {values}}}}}
+  - {{name: two, vary: {{optimizer.momentum: {[value / 2 for value in values]}}}}}
+  - {{name: three, vary: {{schedule.gamma: [0.1, 0.2]}}}}
+"""
+    plan = plan_of(parse(HEAD + stages))
+
+    assert plan.stages[1].new == Bounds(100, 100)
+    assert plan.stages[2].new == Bounds(None, 2)
+    assert str(plan.distinct) == "at most 202"
+
+
+def test_images_and_the_decode_cache_follow_from_the_index() -> None:
+    resources = plan_of(parse(HEAD + CHAIN)).resources
+
+    assert resources.images_per_epoch == (("digits", 100, 50),)
+    assert resources.cache_bytes == 3 * 32 * 32 * 220
+
+
+def test_fewer_images_of_each_class_need_less() -> None:
+    grid = parse(HEAD.replace("resize: 32", "images_per_class: 25, resize: 32") + CHAIN)
+    resources = plan_of(grid).resources
+
+    assert resources.images_per_epoch == (("digits, 25 a class", 50, 45),)
+    assert resources.cache_bytes == 3 * 32 * 32 * (75 + 45 + 20)
+
+
+def test_what_no_result_tells_is_said_to_be_unknown() -> None:
+    plan = plan_of(parse(HEAD + CHAIN), facts=Facts(data={"digits": DataFacts("a" * 64, 2, {"train": (1, 1)}, {})}))
+
+    assert (plan.resources.cache_bytes, plan.resources.seconds, plan.resources.checkpoint_bytes) == (None, None, None)
+    text = plan_text(plan)
+    assert "memory, checkpoint size, time: unknown until the first run of alexnet" in text
+    assert "scratch: unknown, the index has no image sizes" in text
+
+
+def test_earlier_results_tell_time_memory_and_checkpoint_size() -> None:
+    speeds = {SpeedKey("alexnet", 256, 32, 32): Speed(50.0, 2_000_000_000, 1_000_000, 1_000_000)}
+    resources = plan_of(parse(HEAD + CHAIN), existing=1, speeds=speeds).resources
+
+    assert resources.seconds == pytest.approx(2 * 30 * 150 / 50)
+    assert (resources.num_timed, resources.num_untimed) == (2, 0)
+    assert resources.peak_memory_bytes == 2_000_000_000
+    assert resources.checkpoint_bytes == 4 * 1_000_000 * 3
+
+
+def test_speeds_come_from_results_of_like_runs() -> None:
+    spec = {"model": {"architecture": "alexnet"}, "batch_size": 256, "data": {"resize": 32, "crop": 32}}
+    results = [_result(spec, speed) for speed in (10, 30, 20)] + [_result({"another": "trainer"}, 1)]
+
+    assert speeds_of(results) == {SpeedKey("alexnet", 256, 32, 32): Speed(20, 30, 7, 5)}
+
+
+def _result(spec: dict[str, Any], speed: float) -> Result:
+    return Result.model_construct(
+        spec=spec,
+        images_per_second=speed,
+        peak_memory_bytes=int(speed),
+        num_parameters=7,
+        num_trainable_parameters=5,
+    )
+
+
+def test_the_text_is_a_table_with_totals() -> None:
+    assert plan_text(plan_of(parse(HEAD + CHAIN, seeds=2))).splitlines()[:8] == [
+        "grid g, seeds 0, 1",
+        "",
+        "stage  starts from  rows  runs  new  shared  in store  keeps",
+        "─────  ───────────  ────  ────  ───  ──────  ────────  ─────────────────────────",
+        "rate   base            3     6    6       0         0  lowest validation_loss",
+        "decay  rate            2     4    2       2         0  lowest validation_loss",
+        "again  decay           2     4    2       2         0  lowest validation_loss",
+        "test   test part       2     4    0       4         0  best 2 by validation_loss",
+    ]
+    assert (
+        "total: 10 distinct runs (stages that wait included), 0 in the store, 10 to train, 6 of them known now"
+        in plan_text(plan_of(parse(HEAD + CHAIN, seeds=2)))
+    )
+
+
+def test_a_long_stage_is_cut_short_in_the_text() -> None:
+    grid = parse(f"{HEAD}stages:\n  - {{name: one, vary: {{batch_size: {list(range(1, 41))}}}}}\n")
+
+    assert "  … and 28 more rows" in plan_text(plan_of(grid)).splitlines()
+
+
+@pytest.mark.parametrize("name", ["demo", "from_scratch"])
+def test_the_record_is_plain_json(name: str) -> None:
+    facts = Facts(data={data: DataFacts("a" * 64, 2, {"train": (1, 1)}, {}) for data in ("digits", "caltech101")})
+    grid = read_grid(name)
+    plan = make_plan(grid, expand(grid, {}, facts), facts, set(), {})
+
+    assert json.loads(json.dumps(plan.record()))["digest"] == grid.digest
+
+
+def test_ten_thousand_points_come_to_ten_thousand_runs() -> None:
+    lrs, decays = [n / 1000 for n in range(1, 101)], [n / 1e6 for n in range(1, 101)]
+    stages = f"stages: [{{name: one, vary: {{optimizer.lr: {lrs}, optimizer.weight_decay: {decays}}}}}]\n"
+
+    assert plan_of(parse(HEAD + stages)).new == Bounds(10_000, 10_000)
