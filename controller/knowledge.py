@@ -1,0 +1,171 @@
+"""What a store knows of a grid's runs, read into values: results, tests, failures, decisions, and who trains now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from controller.search import Decision
+from trainer.failure import DataError, Failure
+from trainer.lease import EXPIRY_SECONDS, LeaseRecord, lease_key
+from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult
+from trainer.store import NotFound, Store
+
+RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
+PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
+NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
+FEW = 64  # so many objects are asked for one by one sooner than a listing of a remote store is paged through
+
+Stored = TypeVar("Stored", bound=BaseModel)
+OfRun = TypeVar("OfRun", Result, ResultNumbers, TestResult, Failure)
+
+
+def read_results(
+    store: Store, runs: Collection[str] | None = None, known: Mapping[str, Result] | None = None
+) -> dict[str, Result]:
+    """Results by run id, of `runs` or of all; a run without one is left out.
+
+    A result never changes: what `known` holds is taken from there and not read again. Raises DataError on a corrupt
+    one.
+    """
+    return _read_runs(store, RESULTS, Result, runs, known or {})
+
+
+def read_numbers(
+    store: Store, runs: Collection[str] | None = None, known: Mapping[str, ResultNumbers] | None = None
+) -> dict[str, ResultNumbers]:
+    """The part of the results that tables show, as `read_results` reads them whole: a table needs no more."""
+    return _read_runs(store, RESULTS, ResultNumbers, runs, known or {})
+
+
+def read_tests(
+    store: Store, runs: Collection[str] | None = None, known: Mapping[str, TestResult] | None = None
+) -> dict[str, TestResult]:
+    """Numbers on the test part by run id, as `read_results` reads results."""
+    return _read_runs(store, TESTS, TestResult, runs, known or {})
+
+
+def read_failures(store: Store, runs: Collection[str] | None = None) -> dict[str, Failure]:
+    """Failures by run id, as `read_results` reads results; always read anew, since `grid retry` clears them."""
+    return _read_runs(store, FAILURES, Failure, runs, {})
+
+
+def read_decisions(store: Store, grid: str) -> dict[str, Decision]:
+    """What the stages of `grid` have kept so far, by stage. Raises DataError on a corrupt decision."""
+    prefix = f"grids/{grid}/decisions/"
+    keys = [entry.key for entry in store.list(prefix) if entry.key.endswith(".json")]
+    return {_name(key, prefix): _parsed(Decision, key, data) for key, data in _listed(store, keys)}
+
+
+def read_leases(store: Store, runs: Collection[str]) -> dict[str, LeaseRecord]:
+    """The lease of each of `runs` that ever had one, by run id."""
+    keys = {lease_key(run): run for run in runs}
+    return {keys[key]: _parsed(LeaseRecord, key, data) for key, data in _tried(store, list(keys))}
+
+
+def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
+    """The run's epochs, one row each: every attempt's, up to the checkpoint from which the next one went on."""
+    prefix = f"runs/{run}/attempts/"
+    keys = [entry.key for entry in store.list(prefix) if entry.key.endswith((PROVENANCE, METRICS))]
+    merged: list[EpochMetrics] = []
+    for key, data in _listed(store, sorted(keys, key=lambda key: (key.rpartition("/")[0], key.endswith(METRICS)))):
+        if key.endswith(PROVENANCE):
+            resumed_from = _parsed(Provenance, key, data).resumed_from
+            merged = [row for row in merged if resumed_from is not None and row.epoch <= resumed_from.epoch]
+        else:
+            merged += [_parsed(EpochMetrics, key, line) for line in data.splitlines()]
+    return merged
+
+
+def active_runs(leases: Mapping[str, LeaseRecord], now: datetime) -> dict[str, str]:
+    """How each run that is being trained stands, by run id: `running on node-1:4711, epoch 3`.
+
+    A lease counts while its heartbeat is fresh by `now`: with clocks that differ between hosts this is a thing to
+    show, never one to act on.
+    """
+    limit = timedelta(seconds=EXPIRY_SECONDS)
+    return {
+        run: f"running on {lease.holder}, epoch {lease.epoch + 1}"
+        for run, lease in leases.items()
+        if not lease.released and now - lease.heartbeat < limit
+    }
+
+
+def _read_runs(
+    store: Store, prefix: str, model: type[OfRun], runs: Collection[str] | None, known: Mapping[str, OfRun]
+) -> dict[str, OfRun]:
+    is_listed = runs is None
+    wanted = _present(store, prefix) if runs is None else list(dict.fromkeys(runs))
+    missing = [run for run in wanted if run not in known]
+    if len(missing) > FEW and not is_listed and not _is_folder(store):
+        there = set(_present(store, prefix))
+        missing = [run for run in missing if run in there]
+        is_listed = True
+    read = {run: known[run] for run in wanted if run in known}
+    keys = [f"{prefix}{run}.json" for run in missing]
+    for key, data in _listed(store, keys) if is_listed else _tried(store, keys):
+        run = _name(key, prefix)
+        read[run] = record = _parsed(model, key, data)
+        if record.run != run:
+            raise DataError(
+                f"{key}: holds run {record.run}, expected {run}",
+                hint="remove this object and run the grid again: what it should hold is computed anew",
+            )
+    return {run: read[run] for run in wanted if run in read}
+
+
+def _present(store: Store, prefix: str) -> list[str]:
+    return [_name(entry.key, prefix) for entry in store.list(prefix) if entry.key.endswith(".json")]
+
+
+def _name(key: str, prefix: str) -> str:
+    return key.removeprefix(prefix).removesuffix(".json")
+
+
+def _is_folder(store: Store) -> bool:
+    return store.uri.startswith("file:")
+
+
+def _listed(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Key and content of `keys`, which a listing named: what went since then is passed over."""
+    start = 0
+    while start < len(keys):
+        try:
+            for key, data in store.get_many(keys[start:], NUM_CONNECTIONS):
+                start += 1
+                yield key, data
+        except NotFound:  # get_many keeps the order, so that the one that is gone is the first not yielded
+            start += 1
+
+
+def _tried(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Key and content of those of `keys` that are there; from a remote store some at once."""
+
+    def get(key: str) -> tuple[str, bytes] | None:
+        try:
+            return key, store.get(key)
+        except NotFound:
+            return None
+
+    if _is_folder(store):
+        yield from filter(None, map(get, keys))
+        return
+    with ThreadPoolExecutor(NUM_CONNECTIONS, thread_name_prefix="read") as pool:
+        for start in range(0, len(keys), FEW):  # an error ends the reading within so many requests
+            yield from filter(None, pool.map(get, keys[start : start + FEW]))
+
+
+def _parsed(model: type[Stored], key: str, data: bytes) -> Stored:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{key}: got {len(data)} bytes that are no {model.__name__}: {f'{place}: ' if place else ''}{first['msg']}",
+            hint="remove this object and run the grid again: what it held is computed anew",
+        ) from error

@@ -1,0 +1,195 @@
+"""What is read out of a store: everything that is there, nothing that is not, and no crash on what is broken."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from controller.knowledge import (
+    FEW,
+    active_runs,
+    read_decisions,
+    read_failures,
+    read_leases,
+    read_numbers,
+    read_results,
+    read_tests,
+)
+from controller.search import Decision
+from trainer.failure import DataError, Failure
+from trainer.lease import LeaseRecord, lease_key
+from trainer.result import Numerics, Result, TestResult
+from trainer.store import FileStore, NotFound, Store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+NUMERICS = Numerics(
+    precision="fp32",
+    threads=2,
+    micro_batch=256,
+    memory_format="contiguous",
+    compile=False,
+    deterministic=True,
+    device="cpu",
+    device_model="Xeon",
+    instruction_set="AVX512",
+    torch_version="2.11.0",
+)
+
+
+def result(run: str) -> Result:
+    return Result(
+        run=run,
+        spec={"data": {"name": "digits"}},
+        seed=0,
+        best_epoch=3,
+        train_loss=0.1,
+        train_accuracy=0.9,
+        validation_loss=1 / 3,
+        validation_accuracy=0.8,
+        validation_balanced_accuracy=0.8,
+        validation_top5_accuracy=0.9,
+        num_parameters=10,
+        num_trainable_parameters=10,
+        epochs_run=5,
+        images_per_second=100.0,
+        wall_seconds=5.0,
+        peak_memory_bytes=1 << 20,
+        numerics=NUMERICS,
+        exact=True,
+        data_fingerprint="a" * 64,
+        weights_fingerprint=None,
+        versions={},
+        commit=None,
+        best_weights=None,
+        attempts=1,
+        restarts=0,
+        returns_to_best=0,
+    )
+
+
+def put_results(store: Store, *runs: str) -> dict[str, Result]:
+    written = {run: result(run) for run in runs}
+    for run, one in written.items():
+        store.put(f"results/{run}.json", one.model_dump_json().encode())
+    return written
+
+
+def lease(**values: Any) -> LeaseRecord:
+    return LeaseRecord(**{"holder": "node-1:4711", "host": "node-1/b", "attempt": "0001-a", "heartbeat": NOW, **values})
+
+
+def test_results_are_read_back(store: Store) -> None:
+    written = put_results(store, *(f"alexnet-{index:012x}" for index in range(FEW + 6)))
+    names = list(written)
+    assert read_results(store) == written
+    assert read_results(store, [names[1], "alexnet-missing", names[0]]) == {name: written[name] for name in names[:2]}
+    assert list(read_results(store, ["alexnet-missing", *reversed(names)])) == names[::-1]
+    assert read_results(store, []) == {}
+
+
+def test_a_store_in_which_nothing_ran_has_nothing(file_store: FileStore) -> None:
+    assert read_results(file_store) == {}
+    assert read_tests(file_store, ["a"]) == {}
+    assert read_failures(file_store) == {}
+    assert read_decisions(file_store, "demo") == {}
+    assert read_leases(file_store, ["a"]) == {}
+
+
+def test_a_known_result_is_not_read_again(file_store: FileStore) -> None:
+    known = put_results(file_store, "a", "b")
+    file_store.put("results/a.json", b"not even JSON")
+    assert read_results(file_store, ["a", "b"], known) == known
+
+
+def test_tests_failures_and_decisions_are_read_back(file_store: FileStore) -> None:
+    tested = TestResult(
+        run="a",
+        test_loss=1.0,
+        test_accuracy=0.5,
+        test_balanced_accuracy=0.5,
+        test_top5_accuracy=0.5,
+        num_images=4,
+        predictions="p.npz",
+        numerics=NUMERICS,
+        data_fingerprint="a" * 64,
+        wall_seconds=1.0,
+    )
+    failure = Failure(run="b", attempt=None, exit_code=137, reason="crashed", message="killed", final=False, time=NOW)
+    decision = Decision(stage="lr", kept=("x",), because="the rule", metric="validation_loss", saw=(), time=NOW)
+    file_store.put("tests/a.json", tested.model_dump_json().encode())
+    file_store.put("failures/b.json", failure.model_dump_json().encode())
+    file_store.put("grids/demo/decisions/lr.json", decision.model_dump_json().encode())
+    file_store.put("grids/demo2/decisions/lr.json", b"another grid's")
+    assert read_tests(file_store) == {"a": tested}
+    assert read_failures(file_store, ["a", "b"]) == {"b": failure}
+    assert read_decisions(file_store, "demo") == {"lr": decision}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "results/a.json: got 0 bytes that are no Result: Invalid JSON: EOF"),
+        (
+            result("a").model_dump_json().encode()[:100],
+            "results/a.json: got 100 bytes that are no Result: Invalid JSON",
+        ),
+        (b"[1]", "results/a.json: got 3 bytes that are no Result: Input should be an object"),
+        (b'{"run": "a"}', "results/a.json: got 12 bytes that are no Result: seed: Field required"),
+        (b"\xff\xfe", "results/a.json: got 2 bytes that are no Result"),
+        (result("b").model_dump_json().encode(), "results/a.json: holds run b, expected a"),
+    ],
+    ids=["empty", "torn", "a-list", "fields-missing", "not-utf-8", "of-another-run"],
+)
+def test_a_corrupt_result_is_an_error_that_names_its_key(file_store: FileStore, data: bytes, message: str) -> None:
+    file_store.put("results/a.json", data)
+    with pytest.raises(DataError) as caught:
+        read_results(file_store, ["a"])
+    assert caught.value.message.startswith(message)
+    assert caught.value.hint is not None
+
+
+def test_keys_of_a_newer_version_are_passed_over(file_store: FileStore) -> None:
+    file_store.put("results/a.json", result("a").model_dump_json().replace("{", '{"future": 1,', 1).encode())
+    assert read_results(file_store) == {"a": result("a")}
+
+
+def test_an_object_that_goes_after_the_listing_is_left_out(
+    file_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = put_results(file_store, "a", "b", "c")
+    get = FileStore.get
+
+    def get_once_b_is_gone(self: FileStore, key: str) -> bytes:
+        if key == "results/b.json":
+            raise NotFound(key)
+        return get(self, key)
+
+    monkeypatch.setattr(FileStore, "get", get_once_b_is_gone)
+    assert read_results(file_store) == {"a": written["a"], "c": written["c"]}
+
+
+def test_the_numbers_of_a_result_are_read_without_the_rest(file_store: FileStore) -> None:
+    written = put_results(file_store, "a")["a"].model_dump()
+    del written["spec"], written["versions"]
+    assert read_numbers(file_store)["a"].model_dump() == written
+
+
+def test_leases_are_read_back(file_store: FileStore) -> None:
+    file_store.put(lease_key("a"), lease().model_dump_json().encode())
+    assert read_leases(file_store, ["a", "b"]) == {"a": lease()}
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds", "text"),
+    [
+        ({"epoch": 2}, 5, "running on node-1:4711, epoch 3"),
+        ({"released": True}, 5, None),
+        ({}, 120, None),
+    ],
+    ids=["fresh", "released", "stale"],
+)
+def test_only_a_fresh_lease_counts_as_running(values: dict[str, Any], seconds: int, text: str | None) -> None:
+    active = active_runs({"a": lease(**values)}, NOW + timedelta(seconds=seconds))
+    assert active == ({} if text is None else {"a": text})
