@@ -1,0 +1,240 @@
+"""What the store keeps of a grid: one text under a name, decisions written once, and nothing lost by an update."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import import_pictures
+
+from controller.archive import (
+    adopt,
+    clear_failures,
+    data_facts,
+    decision_key,
+    gather_facts,
+    grid_key,
+    read_intent,
+    record_decision,
+    record_failure,
+    reopen,
+    set_intent,
+    stored_grid,
+    stored_grids,
+    wanted_of,
+    write_run_spec,
+)
+from controller.grid import Grid, parse_grid
+from controller.knowledge import read_decisions, read_failures
+from controller.search import Decision, Expansion, Facts, RowSeen, expand, wanted
+from trainer.dataset import PARTS, load_index
+from trainer.failure import DataError, Failure, SpecError
+from trainer.identity import read_spec
+from trainer.store import FileStore
+
+TEXT = """\
+grid: small
+base:
+  data: {name: pictures, resize: 24, crop: 20}
+  model: {architecture: alexnet}
+  epochs: 2
+seeds: 2
+stages:
+  - name: lr
+    vary: {optimizer.lr: [0.1, 0.01]}
+  - name: size
+    vary: {batch_size: [8, 16]}
+"""
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def small() -> Grid:
+    return parse_grid(TEXT, "small.yaml")
+
+
+@pytest.fixture
+def facts(file_store: FileStore, small: Grid, tmp_path: Path) -> Facts:
+    import_pictures(file_store, tmp_path / "pictures", per_class=6)
+    return gather_facts(file_store, wanted(small))
+
+
+def decided(expansion: Expansion, stage: str, kept: str) -> Decision:
+    rows = next(each for each in expansion.stages if each.name == stage).experiments
+    saw = tuple(RowSeen(experiment=row.name, runs=tuple(run.id for run in row.runs), value=1.0) for row in rows)
+    return Decision(stage=stage, kept=(kept,), because="lowest", metric="validation_loss", saw=saw, time=NOW)
+
+
+def record_all(store: FileStore, grid: Grid, facts: Facts, *kept: str) -> None:
+    for stage, row in zip(("lr", "size"), kept, strict=False):
+        expansion = expand(grid, read_decisions(store, grid.name), facts)
+        record_decision(store, grid.name, decided(expansion, stage, row))
+
+
+# Facts
+
+
+def test_facts_count_the_images_of_each_part(file_store: FileStore, facts: Facts) -> None:
+    index = load_index(file_store, "pictures")
+    known = facts.data["pictures"]
+    assert known == data_facts(index)
+    assert known.fingerprint == index.fingerprint
+    assert {part: sum(known.class_counts[part]) for part in PARTS} == {part: index.num_images(part) for part in PARTS}
+    assert known.aspect_sums["train"] == pytest.approx(index.num_images("train") * 48 / 40)
+
+
+def test_a_missing_data_set_is_told_with_its_cure(file_store: FileStore, small: Grid) -> None:
+    with pytest.raises(DataError, match="grid data import pictures"):
+        gather_facts(file_store, wanted(small))
+
+
+def test_weights_are_known_by_their_hash(file_store: FileStore, small: Grid, tmp_path: Path) -> None:
+    import_pictures(file_store, tmp_path / "pictures", per_class=6)
+    needs = wanted(parse_grid(TEXT.replace("alexnet}", "alexnet, weights: a.pth}"), "small.yaml"))
+    with pytest.raises(DataError, match=r"weights/a\.pth"):
+        gather_facts(file_store, needs)
+    file_store.put("weights/a.pth", b"abc")
+    found = gather_facts(file_store, needs).weights
+    assert found == {"a.pth": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+
+
+# A grid's text
+
+
+def test_a_grid_is_found_as_it_was_adopted(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    assert adopt(small, file_store, facts).state == "new"
+    assert adopt(small, file_store, facts).state == "unchanged"
+    found = stored_grid(file_store, "small")
+    assert found is not None
+    assert found.digest == small.digest
+    assert stored_grids(file_store) == ["small"]
+    intent = read_intent(file_store, "small")
+    assert intent is not None
+    assert (intent.intent, intent.digest) == ("active", small.digest)
+
+
+def test_what_the_command_line_set_is_part_of_the_text(file_store: FileStore, facts: Facts) -> None:
+    changed = parse_grid(TEXT, "small.yaml", ["epochs=7"])
+    adopt(changed, file_store, facts)
+    assert b"epochs: 7" in file_store.get(grid_key("small"))
+
+
+def test_another_grid_of_the_name_is_refused_with_its_changes(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    before = file_store.get(grid_key("small"))
+    with pytest.raises(SpecError, match=r"(?s)epochs: 2 becomes 3.*--update.*--as") as caught:
+        adopt(parse_grid(TEXT, "small.yaml", ["epochs=3"]), file_store, facts)
+    assert "small" in str(caught.value)
+    assert file_store.get(grid_key("small")) == before
+
+
+def test_a_new_description_needs_no_update(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    described = parse_grid(TEXT.replace("base:", "description: better\nbase:", 1), "small.yaml")
+    assert adopt(described, file_store, facts).changes == ()
+    assert b"better" in file_store.get(grid_key("small"))
+
+
+def test_an_update_keeps_the_text_before(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    before = file_store.get(grid_key("small"))
+    adoption = adopt(parse_grid(TEXT, "small.yaml", ["epochs=3"]), file_store, facts, update=True)
+    assert adoption.state == "updated"
+    assert any("epochs" in line for line in adoption.changes)
+    assert [file_store.get(entry.key) for entry in file_store.list("grids/small/earlier/")] == [before]
+
+
+@pytest.mark.parametrize(
+    ("changed", "set_aside"),
+    [
+        pytest.param(TEXT.replace("[8, 16]", "[8, 16, 32]"), ("size",), id="row-added-to-the-second-stage"),
+        pytest.param(TEXT.replace("[0.1, 0.01]", "[0.1, 0.01, 1.0]"), ("lr", "size"), id="row-added-to-the-first"),
+        pytest.param(TEXT.replace("epochs: 2", "epochs: 3"), ("lr", "size"), id="base-changed"),
+        pytest.param(TEXT + "  - name: more\n    vary: {epochs: [4]}\n", (), id="stage-added"),
+        pytest.param(TEXT[: TEXT.index("  - name: size")], ("size",), id="stage-removed"),
+    ],
+)
+def test_an_update_sets_aside_the_decisions_over_rows_that_changed(
+    file_store: FileStore, small: Grid, facts: Facts, changed: str, set_aside: tuple[str, ...]
+) -> None:
+    adopt(small, file_store, facts)
+    record_all(file_store, small, facts, "lr=0.1", "batch_size=8")
+    before = set(read_decisions(file_store, "small"))
+    adoption = adopt(parse_grid(changed, "small.yaml"), file_store, facts, update=True)
+    assert adoption.set_aside == set_aside
+    assert set(read_decisions(file_store, "small")) == before - set(set_aside)
+    kept = [entry.key.rpartition("/")[2].rpartition("-")[0] for entry in file_store.list("grids/small/set_aside/")]
+    assert tuple(kept) == set_aside
+
+
+# Decisions
+
+
+def test_the_first_decision_stands(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    expansion = expand(small, {}, facts)
+    first, second = decided(expansion, "lr", "lr=0.1"), decided(expansion, "lr", "lr=0.01")
+    assert record_decision(file_store, "small", first) == first
+    assert record_decision(file_store, "small", second) == first
+    assert read_decisions(file_store, "small") == {"lr": first}
+
+
+def test_reopening_a_stage_discards_what_was_decided_after_it(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    record_all(file_store, small, facts, "lr=0.1", "batch_size=8")
+    assert reopen(small, file_store, "lr", facts) == ("lr", "size")
+    assert read_decisions(file_store, "small") == {}
+    assert reopen(small, file_store, "lr", facts) == ()
+
+
+def test_reopening_an_unknown_stage_names_the_nearest(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    with pytest.raises(SpecError, match="lr"):
+        reopen(small, file_store, "rl", facts)
+
+
+# Runs
+
+
+def test_the_written_spec_is_the_run(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    for name, run in expand(small, {}, facts).runs().items():
+        write_run_spec(file_store, run)
+        assert read_spec(file_store.get(f"runs/{name}/spec.yaml").decode(), "spec.yaml") == run.spec
+
+
+def test_retried_failures_are_gone(file_store: FileStore) -> None:
+    values: dict[str, Any] = {"attempt": None, "exit_code": 70, "reason": "diverged", "message": "nan", "final": True}
+    for run in ("a-1", "b-2", "other-3"):
+        record_failure(file_store, Failure(run=run, **values))
+    assert set(clear_failures(file_store, ["a-1", "b-2", "c-4"])) == {"a-1", "b-2"}
+    assert set(read_failures(file_store)) == {"other-3"}
+
+
+def test_every_grid_says_which_runs_it_wants(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    one_row = parse_grid(TEXT.replace("grid: small", "grid: other"), "other.yaml", ["epochs=3"])
+    adopt(one_row, file_store, facts)
+    found = wanted_of(file_store)
+    assert {name: wants.runs for name, wants in found.items()} == {
+        "small": frozenset(expand(small, {}, facts).runs()),
+        "other": frozenset(expand(one_row, {}, facts).runs()),
+    }
+    assert found["small"].runs.isdisjoint(found["other"].runs)
+    assert found["small"].data_sets == {"pictures"}
+
+
+def test_a_decision_makes_more_runs_wanted(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    before = wanted_of(file_store)["small"].runs
+    record_all(file_store, small, facts, "lr=0.1")
+    assert decision_key("small", "lr") in [entry.key for entry in file_store.list("grids/")]
+    assert wanted_of(file_store)["small"].runs > before
+
+
+def test_an_intent_is_written_once_until_it_changes(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    first = set_intent(small, file_store, "active")
+    assert set_intent(small, file_store, "active") == first
+    assert set_intent(small, file_store, "cancelled").intent == "cancelled"
+    assert adopt(small, file_store, facts).state == "new"
+    intent = read_intent(file_store, "small")
+    assert intent is not None
+    assert intent.intent == "active"

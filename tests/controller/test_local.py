@@ -1,0 +1,663 @@
+"""A grid on this machine: what is chosen, what is started, what an exit means; and real grids, real kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+from pictures import import_pictures
+
+from controller import local
+from controller.archive import checkpoint_sequence
+from controller.grid import Grid, parse_grid
+from controller.knowledge import read_decisions, read_failures, read_leases, read_results
+from controller.live import GridProgress, RunProgress, View, Word
+from controller.local import (
+    MAX_TRIES,
+    Choice,
+    Known,
+    Outcome,
+    Tries,
+    Verdict,
+    chosen_work,
+    crash_failure,
+    judge,
+    next_starts,
+    retry,
+    run_grid,
+    startable,
+    status,
+    time_left,
+)
+from controller.search import DataFacts, Decision, Expansion, Facts, RowSeen, expand
+from controller.workers import Machine, Share, Work, num_threads, share_of, show_exit
+from trainer.failure import DataError, ExitCode, Failure, SpecError, StoreError
+from trainer.identity import read_spec
+from trainer.lease import run_lock
+from trainer.result import Result
+from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
+from trainer.store import FileStore
+
+TEXT = """\
+grid: small
+base:
+  data: {name: pictures, resize: 24, crop: 20}
+  model: {architecture: "networks:usual"}
+  batch_size: 10
+  epochs: 3
+seeds: 2
+stages:
+  - name: lr
+    vary: {optimizer.lr: [0.05, 0.005]}
+  - name: smoothing
+    vary: {label_smoothing: [0, 0.1]}
+  - name: final
+    test: {best: 1}
+"""
+FACTS = Facts(data={"pictures": DataFacts("f" * 64, 3, {}, {})}, factories={"networks:usual": "a" * 64})
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+MIB = 1 << 20
+PASSING = {"wall_seconds", "images_per_second", "peak_memory_bytes", "attempts"}
+
+
+# --- values in, values out
+
+
+def expanded(text: str = TEXT, **kept: str) -> Expansion:
+    grid = parse_grid(text, "small.yaml")
+    decisions: dict[str, Decision] = {}
+    for stage, row in kept.items():
+        rows = next(each for each in expand(grid, decisions, FACTS).stages if each.name == stage).experiments
+        seen = [RowSeen(experiment=each.name, runs=tuple(run.id for run in each.runs), value=1.0) for each in rows]
+        decisions[stage] = Decision(
+            stage=stage, kept=(row,), because="", metric="validation_loss", saw=tuple(seen), time=NOW
+        )
+    return expand(grid, decisions, FACTS)
+
+
+def runs_of(expansion: Expansion, stage: str) -> list[str]:
+    found = next(each for each in expansion.stages if each.name == stage)
+    return [run.id for experiment in found.experiments for run in experiment.runs]
+
+
+def known(results: list[str] = [], failures: list[str] = [], tests: list[str] = []) -> Known:  # noqa: B006 - not changed
+    values: dict[str, Any] = {"attempt": None, "exit_code": 70, "reason": "diverged", "message": "", "final": True}
+    return Known(
+        {},
+        dict.fromkeys(results, Result.model_construct()),
+        dict.fromkeys(tests),  # type: ignore[arg-type]  # only the keys are looked at
+        {run: Failure(run=run, **values) for run in failures},
+    )
+
+
+def spec(batch_size: int = 256, crop: int = 224) -> ExperimentSpec:
+    return ExperimentSpec(
+        data=DataSpec(name="d", crop=crop), model=ModelSpec(architecture="alexnet"), batch_size=batch_size
+    )
+
+
+def test_work_comes_in_the_order_of_stages_and_rows_each_run_once() -> None:
+    expansion = expanded(lr="lr=0.05", smoothing="label_smoothing=0")
+    trained = dict.fromkeys([*runs_of(expansion, "lr"), *runs_of(expansion, "smoothing")])
+    tested = runs_of(expansion, "final")
+    assert not tested  # its own decision is still missing
+    assert chosen_work(expansion, Choice()) == tuple(Work(run, False) for run in trained)
+    assert len(trained) == 6  # label_smoothing=0 is lr=0.05 again
+
+
+@pytest.mark.parametrize(
+    ("only", "count"),
+    [
+        pytest.param("lr=0.05", 2, id="experiment"),
+        pytest.param("lr/*", 4, id="stage-and-experiment"),
+        pytest.param("*0.1", 2, id="pattern"),
+        pytest.param("usual-*", 6, id="all-ids"),
+        pytest.param("nothing", 0, id="none"),
+    ],
+)
+def test_only_takes_runs_by_experiment_or_id(only: str, count: int) -> None:
+    expansion = expanded(lr="lr=0.05")
+    assert len(chosen_work(expansion, Choice(only))) == count
+
+
+def test_one_run_may_be_chosen_by_its_id() -> None:
+    expansion = expanded()
+    run = runs_of(expansion, "lr")[2]
+    assert chosen_work(expansion, Choice(run)) == (Work(run, False),)
+
+
+def test_a_stage_may_be_chosen_alone() -> None:
+    expansion = expanded(lr="lr=0.05")
+    chosen = chosen_work(expansion, Choice(stages=("smoothing",)))
+    assert [work.run for work in chosen] == runs_of(expansion, "smoothing")
+
+
+def test_what_is_done_or_failed_for_good_does_not_start() -> None:
+    work = [Work(name, False) for name in ("a", "b", "c")]
+    assert startable(work, known(results=["a"], failures=["b"])) == [Work("c", False)]
+
+
+def test_a_result_counts_more_than_a_failure() -> None:
+    assert not known(results=["a"], failures=["a"]).is_failed(Work("a", False))
+
+
+def test_a_test_waits_for_its_runs_result() -> None:
+    test = Work("a", True)
+    assert startable([test], known()) == []
+    assert startable([test], known(results=["a"])) == [test]
+    assert startable([test], known(results=["a"], tests=["a"])) == []
+    assert startable([test], known(results=["a"], failures=["a"])) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "parallel", "small", "threads"),
+    [
+        pytest.param(Machine(8, MIB), None, True, 1, id="small-steps-take-one-thread"),
+        pytest.param(Machine(8, MIB), None, False, 8, id="large-steps-take-all"),
+        pytest.param(Machine(8, MIB), 2, False, 4, id="asked-for-two-at-once"),
+        pytest.param(Machine(8, MIB), 16, True, 1, id="more-at-once-than-processors"),
+        pytest.param(Machine(8, MIB, ("0", "1")), None, True, 4, id="processors-shared-by-gpus"),
+        pytest.param(Machine(8, MIB, threads=3), None, False, 3, id="omp-num-threads-is-obeyed"),
+    ],
+)
+def test_threads_hang_on_the_run_and_the_machine_alone(
+    machine: Machine, parallel: int | None, small: bool, threads: int
+) -> None:
+    assert num_threads(spec(16, 32) if small else spec(), machine, parallel) == threads
+
+
+SMALL, LARGE = spec(16, 32), spec()
+ROOMY = 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("machine", "parallel", "wanted", "shares"),
+    [
+        pytest.param(Machine(3, ROOMY), None, [SMALL] * 5, [Share(1)] * 3, id="small-runs-fill-the-processors"),
+        pytest.param(Machine(3, ROOMY), None, [LARGE] * 2, [Share(3)], id="a-large-run-alone"),
+        pytest.param(Machine(3, ROOMY), None, [SMALL, LARGE, SMALL], [Share(1)], id="none-passes-one-that-waits"),
+        pytest.param(Machine(3, 4 << 30), None, [SMALL] * 3, [Share(1)] * 2, id="as-memory-allows"),
+        pytest.param(Machine(3, 0), None, [SMALL] * 3, [Share(1)], id="one-always"),
+        pytest.param(Machine(3, 0), 2, [SMALL] * 3, [Share(1)] * 2, id="as-asked"),
+        pytest.param(
+            Machine(8, ROOMY, ("0", "1")), None, [LARGE] * 3, [Share(4, "0"), Share(4, "1")], id="one-for-each-gpu"
+        ),
+        pytest.param(
+            Machine(8, ROOMY, ("5",)), 2, [LARGE] * 3, [Share(4, "5"), Share(4, "5")], id="two-on-a-gpu-as-asked"
+        ),
+    ],
+)
+def test_as_many_start_as_the_machine_has_room_for(
+    machine: Machine, parallel: int | None, wanted: list[ExperimentSpec], shares: list[Share]
+) -> None:
+    ready = [Work(str(number), False) for number in range(len(wanted))]
+    specs = {str(number): each for number, each in enumerate(wanted)}
+    starts = next_starts(ready, specs, machine, parallel, [])
+    assert starts == list(zip(ready, shares, strict=False))
+
+
+def test_what_is_at_work_takes_its_share() -> None:
+    assert share_of(SMALL, Machine(2, ROOMY), None, [Share(1), Share(1)]) is None
+    assert share_of(SMALL, Machine(2, ROOMY), None, [Share(1)]) == Share(1)
+    assert share_of(LARGE, Machine(2, ROOMY, ("0", "1")), None, [Share(1, "0")]) == Share(1, "1")
+
+
+def test_a_share_is_given_by_variables() -> None:
+    assert Share(3).environment() == {"OMP_NUM_THREADS": "3"}
+    assert Share(3, "1").environment() == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "1"}
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "verdict"),
+    [
+        pytest.param(0, "done", id="done"),
+        pytest.param(64, "failed", id="spec"),
+        pytest.param(65, "failed", id="data"),
+        pytest.param(70, "failed", id="training"),
+        pytest.param(69, "again", id="store"),
+        pytest.param(71, "again", id="device"),
+        pytest.param(1, "again", id="crash"),
+        pytest.param(137, "again", id="killed"),
+        pytest.param(75, "elsewhere", id="stopped"),
+    ],
+)
+def test_an_exit_code_says_what_comes_next(exit_code: int, verdict: Verdict) -> None:
+    assert judge(exit_code, Tries(), 0, 0.0)[0] == verdict
+
+
+def test_attempts_without_a_newer_checkpoint_are_bounded_and_further_apart() -> None:
+    tries, verdicts = Tries(), []
+    for _ in range(MAX_TRIES):
+        verdict, tries = judge(137, tries, 4, 100.0)
+        verdicts.append((verdict, tries.not_before))
+    assert verdicts[:-1] == [("again", 100.0 + pause) for pause in local.BACKOFF_SECONDS]
+    assert verdicts[-1][0] == "give up"
+
+
+def test_attempts_with_a_newer_checkpoint_are_not_bounded() -> None:
+    tries = Tries()
+    for sequence in range(1, 20):
+        verdict, tries = judge(137, tries, sequence, 0.0)
+        assert verdict == "again"
+
+
+def test_a_stop_by_someone_else_counts_for_nothing() -> None:
+    _, tries = judge(137, Tries(), 0, 0.0)
+    assert judge(75, tries, 0, 0.0)[1].count == tries.count
+
+
+def test_a_killed_run_is_suspected_to_need_memory() -> None:
+    failure = crash_failure("a-1", None, 137, None, ["last words"])
+    assert (failure.reason, failure.final, failure.log_tail) == ("crashed", True, ["last words"])
+    assert "SIGKILL" in failure.message
+    assert "out of memory" in str(failure.hint)
+
+
+def test_what_the_trainer_recorded_is_the_failure() -> None:
+    recorded = Failure(run="a-1", attempt="0003-x", exit_code=71, reason="device", message="broken", final=False)
+    failure = crash_failure("a-1", "0003-x", 71, recorded, [])
+    assert (failure.reason, failure.exit_code, failure.final) == ("device", 71, True)
+    assert failure.message.startswith("broken")
+
+
+def test_an_exit_is_told_in_words() -> None:
+    assert show_exit(1) == "ended with exit code 1"
+    assert show_exit(139) == "ended by SIGSEGV"
+    assert show_exit(255) == "ended with exit code 255"
+
+
+def test_the_time_left_counts_what_waits() -> None:
+    running = [RunProgress("a", "training", 3, seconds_left=10.0), RunProgress("b", "training", 3, seconds_left=30.0)]
+    assert time_left(running, 4, []) is None
+    assert time_left(running, 0, []) == 30.0
+    assert time_left(running, 4, [50.0]) == (10 + 30 + 4 * 50) / 2
+    assert time_left([], 0, [50.0]) is None
+
+
+# --- real runs
+
+
+class Watcher:
+    """A view that remembers what was said, and does something whenever there is something to show."""
+
+    def __init__(self, act: Callable[[GridProgress], None] = lambda progress: None) -> None:
+        self.act = act
+        self.said: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def say(self, word: Word, text: str) -> None:
+        self.said.append((word, text))
+        print(word, text)  # noqa: T201 - shown by pytest when a test fails
+
+    def show(self, progress: GridProgress) -> None:
+        self.act(progress)
+
+    def words(self) -> list[str]:
+        return [word for word, _ in self.said]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(local, "BACKOFF_SECONDS", (0.05, 0.1))
+
+
+def small(text: str = TEXT, *sets: str) -> Grid:
+    return parse_grid(text, "small.yaml", sets)
+
+
+ONE_RUN = TEXT.replace("seeds: 2\n", "")[: TEXT.index("  - name: smoothing") - len("seeds: 2\n")].replace(
+    "[0.05, 0.005]", "[0.05]"
+)
+LONG = ONE_RUN.replace("epochs: 3", "epochs: 60\n  checkpoint: {every: 0.05}")
+
+
+def pid_of(store: FileStore, run: str) -> int:
+    """The process that trains the run, as its lease has it."""
+    return int(read_leases(store, [run])[run].holder.rpartition(":")[2])
+
+
+def train(store: FileStore, text: str, view: View | None = None, **values: Any) -> Outcome:
+    return run_grid(small(text), store, view=view or Watcher(), **values)
+
+
+def one_result(store: FileStore) -> Result:
+    (result,) = read_results(store).values()
+    return result
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The result of the long run, undisturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    store = FileStore(folder / "store")
+    import_pictures(store, folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRID_CACHE", str(folder / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert train(store, LONG).exit_code == ExitCode.OK
+    return one_result(store)
+
+
+@pytest.fixture
+def pictures(file_store: FileStore, tmp_path: Path) -> FileStore:
+    import_pictures(file_store, tmp_path / "pictures")
+    return file_store
+
+
+@pytest.mark.slow
+def test_a_grid_goes_stage_after_stage_to_its_test(pictures: FileStore) -> None:
+    view = Watcher()
+    outcome = train(pictures, TEXT, view, parallel=2)
+    assert outcome.exit_code == ExitCode.OK
+    assert not outcome.stopped
+    assert set(read_decisions(pictures, "small")) == {"lr", "smoothing", "final"}
+    runs = outcome.expansion.runs()
+    assert set(read_results(pictures)) == set(runs)
+    assert len(runs) == 6
+    assert set(outcome.known.tests) == set(runs_of(outcome.expansion, "final"))
+    assert view.words().count("start") == 6 + 2
+    for name, run in runs.items():
+        assert read_spec(pictures.get(f"runs/{name}/spec.yaml").decode(), name) == run.spec
+        assert b"epoch 3 of 3" in b"".join(
+            pictures.get(entry.key)
+            for entry in pictures.list(f"runs/{name}/attempts/")
+            if entry.key.endswith("log.txt")
+        )
+
+    again = Watcher()
+    assert train(pictures, TEXT, again).exit_code == ExitCode.OK
+    assert again.said == []  # all that it comes to was in the store
+
+    seen = status(small(), pictures)
+    assert {seen.state(work)[0] for work in chosen_work(seen.expansion, Choice())} == {"done"}
+    assert seen.active == {}
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_a_trainer_started_by_hand(
+    pictures: FileStore, straight: Result, tmp_path: Path
+) -> None:
+    key = f"runs/{straight.run}/spec.yaml"
+    run = next(iter(expand(small(LONG), {}, _facts(pictures)).runs().values()))
+    local.write_run_spec(pictures, run)
+    assert run.id == straight.run
+    assert pictures.get(key)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "trainer", run.id, "--store", pictures.uri]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert one_result(pictures).model_dump(exclude=PASSING) == straight.model_dump(exclude=PASSING)
+
+
+def _facts(store: FileStore) -> Facts:
+    return local.gather_facts(store, local.wanted(small()))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_work_is_tried_again_and_ends_the_same(pictures: FileStore, straight: Result) -> None:
+    killed: list[int] = []
+
+    def kill(progress: GridProgress) -> None:
+        if len(killed) == 2 or not progress.running or progress.running[0].epochs_done < 1 + 20 * len(killed):
+            return
+        if (pid := pid_of(pictures, straight.run)) not in killed:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    view = Watcher(kill)
+    assert train(pictures, LONG, view).exit_code == ExitCode.OK
+    assert len(killed) == view.words().count("again") > 0
+    result = one_result(pictures)
+    assert result.attempts == len(killed) + 1
+    assert result.model_dump(exclude=PASSING) == straight.model_dump(exclude=PASSING)
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(pictures: FileStore, straight: Result) -> None:
+    def interrupt(progress: GridProgress) -> None:
+        if not progress.stopping and progress.running and progress.running[0].epochs_done > 1:
+            os.kill(pid_of(pictures, straight.run), signal.SIGINT)  # a terminal sends it to the whole group
+            os.kill(os.getpid(), signal.SIGINT)
+
+    view = Watcher(interrupt)
+    outcome = train(pictures, LONG, view)
+    assert outcome.stopped
+    assert outcome.exit_code == ExitCode.STOPPED
+    assert view.said[-1][1] == "stopped: the same command goes on from here"
+    assert read_results(pictures) == {}
+    assert read_failures(pictures) == {}
+    assert checkpoint_sequence(pictures, straight.run) > 0
+    assert read_leases(pictures, [straight.run])[straight.run].released
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    assert train(pictures, LONG).exit_code == ExitCode.OK
+    assert one_result(pictures).model_dump(exclude=PASSING) == straight.model_dump(exclude=PASSING)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(pictures: FileStore, straight: Result) -> None:
+    processes: list[int] = []
+
+    def interrupt(progress: GridProgress) -> None:
+        if progress.running and progress.running[0].epochs_done > 1:
+            processes.append(pid_of(pictures, straight.run))
+            os.kill(processes[0], signal.SIGSTOP)  # a run that does not get to saving
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = train(pictures, LONG, Watcher(interrupt))
+    assert outcome.exit_code == ExitCode.STOPPED
+    with pytest.raises(ProcessLookupError):
+        os.kill(processes[0], 0)
+    assert train(pictures, LONG).exit_code == ExitCode.OK
+    assert one_result(pictures).model_dump(exclude=PASSING) == straight.model_dump(exclude=PASSING)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_fails_for_good_and_the_others_finish(pictures: FileStore) -> None:
+    text = TEXT[: TEXT.index("  - name: smoothing")].replace("seeds: 2\n", "")
+    text = text.replace("networks:usual", "networks:plain").replace("vary: {optimizer.lr: [0.05, 0.005]}", "points: []")
+    text = text.replace(
+        "points: []",
+        'points: [{name: nan, model.architecture: "networks:fragile", model.arguments: {how: nan}}, {name: good}]',
+    )
+    view = Watcher()
+    outcome = train(pictures, text, view)
+    assert outcome.exit_code == ExitCode.TRAINING
+    (failure,) = outcome.failed.values()
+    assert failure.reason == "diverged"
+    assert len(outcome.known.results) == 1
+    assert view.words().count("start") == 2
+    assert train(pictures, text).exit_code == ExitCode.TRAINING  # it is not tried again
+
+    grid = small(text)
+    assert [each.reason for each in retry(grid, pictures).values()] == ["diverged"]
+    assert read_failures(pictures) == {}
+    seen = status(grid, pictures)
+    assert sorted(seen.state(work)[0] for work in chosen_work(seen.expansion, Choice())) == ["done", "waiting"]
+
+
+CRASHES = """
+import os, signal
+from torch import nn
+
+def dies(num_classes, exit_code=0):
+    if exit_code:
+        raise RuntimeError("this factory always fails")
+    os.write(2, b"the last words\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_always_crash_end_as_failures_and_then_nothing_new_starts(
+    pictures: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing.py").write_text(CRASHES)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = ONE_RUN.replace("networks:usual", "crashing:dies").replace("base:", "max_failed: 1\nbase:", 1)
+    text = text.replace("vary: {optimizer.lr: [0.05]}", "vary: {model.arguments.exit_code: [0, 1, 2]}")
+    view = Watcher()
+    outcome = train(pictures, text, view, parallel=1)
+    assert outcome.exit_code == ExitCode.TRAINING
+    killed, raised = outcome.failed.values()
+    assert (killed.exit_code, killed.reason, killed.final) == (137, "crashed", True)
+    assert "the last words" in killed.log_tail
+    assert "out of memory" in str(killed.hint)
+    assert (raised.exit_code, raised.reason, raised.final) == (1, "crashed", True)
+    assert "this factory always fails" in raised.message
+    assert view.words().count("start") == 2 * MAX_TRIES
+    assert "more than max_failed 1" in view.said[-1][1]
+    outputs = [entry.key for entry in pictures.list(f"runs/{killed.run}/") if entry.key.endswith("output.txt")]
+    assert len(outputs) == MAX_TRIES
+    assert b"the last words" in pictures.get(outputs[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_holds_is_waited_for(pictures: FileStore) -> None:
+    run = next(iter(expand(small(ONE_RUN), {}, _facts(pictures)).runs()))
+    lock = run_lock(pictures, run)
+    assert lock.acquire()
+    shown: list[GridProgress] = []
+
+    def release(progress: GridProgress) -> None:
+        shown.append(progress)
+        if len(shown) == 3:
+            lock.release()
+
+    assert train(pictures, ONE_RUN, Watcher(release)).exit_code == ExitCode.OK
+    assert shown[1].elsewhere == ("lr/lr=0.05: running in another process",)
+    assert not shown[1].running
+    assert one_result(pictures).attempts == 1
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_answer_is_waited_for_while_runs_are_at_work(
+    pictures: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOOK_AGAIN_SECONDS", 0.05)
+    left = [1]  # times that it answers before the first that it does not
+
+    def read(store: FileStore, grid: str) -> dict[str, Decision]:
+        left[0] -= 1
+        if -2 <= left[0] < 0:
+            raise StoreError("no answer")
+        return read_decisions(store, grid)
+
+    monkeypatch.setattr(local, "read_decisions", read)
+    text = ONE_RUN.replace("optimizer.lr: [0.05]", "epochs: [1, 80]")
+    view = Watcher()
+    assert train(pictures, text, view, parallel=2).exit_code == ExitCode.OK
+    assert view.words().count("waits") == 2
+    assert len(read_results(pictures)) == 2
+
+
+PROGRAM = """
+import sys
+from controller.grid import read_grid
+from controller.local import run_grid
+from trainer.store import open_store
+
+if __name__ == "__main__":
+    outcome = run_grid(read_grid(sys.argv[1]), open_store(sys.argv[2]), parallel=1)
+    assert "torch" not in sys.modules
+    sys.exit(outcome.exit_code)
+"""
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Callable[[FileStore, str], subprocess.Popen[str]]:
+    """Starts `run_grid` in a process of its own, as a terminal does."""
+
+    def start(store: FileStore, text: str) -> subprocess.Popen[str]:
+        (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+        (tmp_path / "small.yaml").write_text(text)
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "program.py", tmp_path / "small.yaml", store.uri],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.mark.slow
+def test_two_terminals_train_nothing_twice(
+    pictures: FileStore, start_program: Callable[[FileStore, str], subprocess.Popen[str]]
+) -> None:
+    text = TEXT.replace("epochs: 3", "epochs: 12")
+    with start_program(pictures, text) as other:
+        assert other.stderr is not None
+        first = other.stderr.readline()
+        view = Watcher()
+        outcome = train(pictures, text, view, parallel=1)
+        told = first + other.stderr.read()
+    assert other.returncode == outcome.exit_code == ExitCode.OK
+    assert [result.attempts for result in read_results(pictures).values()] == [1] * 6
+    starts = re.findall(r"^start +(.*)$", told, re.MULTILINE) + [text for word, text in view.said if word == "start"]
+    assert len(set(starts)) == 6 + 2
+    assert len(set(re.findall(r"^kept +(.*)$", told, re.MULTILINE))) <= 3
+    assert status(small(text), pictures).known == outcome.known
+
+
+@pytest.mark.slow
+def test_when_the_controller_is_killed_its_runs_save_and_stop(
+    pictures: FileStore, start_program: Callable[[FileStore, str], subprocess.Popen[str]], straight: Result
+) -> None:
+    run = straight.run
+    with start_program(pictures, LONG) as program:
+        while checkpoint_sequence(pictures, run) < 2:
+            assert program.poll() is None
+            time.sleep(0.05)
+        program.kill()
+    assert program.returncode == -signal.SIGKILL
+    while not (lease := read_leases(pictures, [run])[run]).released:
+        time.sleep(0.05)
+    assert read_results(pictures) == {}
+    assert train(pictures, LONG).exit_code == ExitCode.OK
+    result = one_result(pictures)
+    assert result.attempts == int(lease.attempt.partition("-")[0]) + 1
+    assert result.model_dump(exclude=PASSING) == straight.model_dump(exclude=PASSING)
+
+
+def test_nothing_starts_without_the_data_set(file_store: FileStore) -> None:
+    with pytest.raises(DataError, match="grid data import pictures"):
+        train(file_store, TEXT)
+    assert list(file_store.list("")) == []
+
+
+def test_an_unknown_stage_is_told(pictures: FileStore) -> None:
+    with pytest.raises(SpecError, match="smoothing"):
+        train(pictures, TEXT, stages=["smooth"])
+
+
+def test_a_retry_that_fits_no_run_is_told(pictures: FileStore) -> None:
+    with pytest.raises(SpecError, match="--only"):
+        retry(small(), pictures, "no such row")
+
+
+def test_progress_knows_its_epoch() -> None:
+    run = RunProgress("a", "training", 3, epochs_done=2.0)
+    assert (run.epoch, replace(run, epochs_done=3.0).epoch) == (3, 3)
