@@ -1,0 +1,107 @@
+"""`grid`: the command line. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from controller.commands.data import data
+from controller.commands.grids import list_grids, plan, show
+from controller.commands.runs import reopen, retry, run, status, table
+from controller.commands.surface import plain, store_option
+from controller.commands.upkeep import doctor, gc
+
+SECTIONS = {
+    "Compare": ("list", "show", "plan", "run", "status", "table"),
+    "When something went wrong": ("retry", "reopen", "doctor"),
+    "Data and upkeep": ("data", "gc", "completion"),
+}
+
+EPILOG = """\
+\b
+Exit codes:
+  0   done
+  1   doctor found something wrong
+  2   the command line cannot be read
+  64  the grid or a value given is wrong
+  65  data or weights are wrong or missing
+  69  the store cannot be reached or used
+  70  runs failed for good; `grid status` says why
+  71  the device is broken
+  75  stopped; the same command goes on from there
+"""
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(plain, text.splitlines()))
+
+
+class Commands(click.Group):
+    """The commands in sections; an error of ours ends in its message and exit code, never in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What the command returns."""
+        from trainer.failure import GridError
+
+        try:
+            return super().invoke(ctx)
+        except GridError as error:
+            click.echo(f"error: {_lines(error.message)}", err=True)
+            if error.hint:
+                click.echo(f"hint: {_lines(error.hint)}", err=True)
+            ctx.exit(int(error.exit_code))
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by section."""
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name:<{width}}", self.commands[name].get_short_help_str(100)) for name in names]
+                )
+
+
+@click.group(
+    cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="experiment-grid", prog_name="grid", message="%(prog)s %(version)s")
+@store_option
+def main() -> None:
+    """Train a grid of image classifiers, and compare them in one table.
+
+    A grid is a YAML file that says what to compare, stage by stage. What it comes to is trained once, kept in a
+    store (a folder or S3), and shown side by side.
+
+    \b
+    Begin with:
+      grid data digits digits           write a small data set to the folder digits
+      grid data import digits digits    bring it into the store
+      grid plan demo                    see what would be trained
+      grid run demo                     train it; Ctrl-C saves, the same command goes on
+      grid table demo                   compare
+    """
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets SHELL complete commands, grids, stages and data sets.
+
+    \b
+    Examples:
+      eval "$(grid completion bash)"     in ~/.bashrc
+      eval "$(grid completion zsh)"      in ~/.zshrc
+      grid completion fish | source      in ~/.config/fish/config.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "grid", "_GRID_COMPLETE").source())
+
+
+for command in (list_grids, show, plan, run, status, table, retry, reopen, doctor, data, gc, completion):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="grid")

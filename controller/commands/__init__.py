@@ -1,0 +1,1 @@
+"""The commands of `grid`, by what they are about."""

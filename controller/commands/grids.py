@@ -1,0 +1,143 @@
+"""`grid list`, `show` and `plan`: what there is to train, before anything trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from controller.commands.surface import (
+    as_option,
+    count_text,
+    fitting_decisions,
+    grid_argument,
+    grid_facts,
+    json_option,
+    named_grid,
+    plain,
+    print_json,
+    seeds_option,
+    set_option,
+    store_option,
+    the_store,
+)
+
+if TYPE_CHECKING:
+    from controller.grid import Grid, Stage
+    from controller.search import Decision
+    from trainer.store import Store
+
+
+@click.command("list")
+@store_option
+@json_option
+def list_grids(as_json: bool) -> None:
+    """Show the grids that come with the program, and those in the store.
+
+    \b
+    Example:
+      grid list
+    """
+    from controller.archive import stored_grids
+    from controller.grid import shipped_grids
+
+    shipped = shipped_grids()
+    names = {name for name, _ in shipped}
+    store = the_store()
+    found = [(name, "shipped", text) for name, text in shipped]
+    found += [(name, "store", _description(store, name)) for name in stored_grids(store) if name not in names]
+    if as_json:
+        print_json([{"grid": name, "from": origin, "description": text} for name, origin, text in found])
+        return
+    width = max(len(name) for name, _, _ in found)
+    for name, origin, text in found:
+        where = "" if origin == "shipped" else "(in the store) "
+        click.echo(f"{plain(name):<{width}}  {where}{plain(text)}".rstrip())
+
+
+def _description(store: Store, name: str) -> str:
+    from controller.archive import stored_grid
+    from trainer.failure import SpecError
+
+    try:
+        grid = stored_grid(store, name)
+    except SpecError as error:
+        return f"cannot be read: {error.message.splitlines()[0]}"
+    return grid.description if grid else ""
+
+
+@click.command()
+@grid_argument
+@store_option
+@set_option
+@seeds_option
+@as_option
+@json_option
+def show(grid: str, sets: tuple[str, ...], seeds: int | None, new_name: str | None, as_json: bool) -> None:
+    """Print GRID in full, as a grid file of your own could begin.
+
+    GRID is the name of a shipped grid, of one in the store, or a path to a file.
+
+    \b
+    Examples:
+      grid show demo
+      grid show demo --set epochs=20 --as longer > longer.yaml
+    """
+    found = named_grid(grid, sets, seeds, new_name)
+    if as_json:
+        print_json(found.document.value)
+        return
+    for line in _outline(found):
+        click.echo(f"# {plain(line)}")
+    click.echo(found.text(), nl=False)
+
+
+def _outline(grid: Grid) -> list[str]:
+    lines = [f"{grid.name}: {' '.join(grid.description.split())}" if grid.description else grid.name]
+    for stage in grid.stages:
+        if stage.test is not None:
+            lines.append(f"stage {stage.name}: evaluates on the test part")
+            continue
+        rows, seeds = count_text(len(grid.candidates(stage)), "row"), count_text(len(grid.stage_seeds(stage)), "seed")
+        lines.append(f"stage {stage.name}: {rows} with {seeds}, starting from {_start(stage)}")
+    return lines
+
+
+def _start(stage: Stage) -> str:
+    return "the base" if stage.start == "base" else f"what {stage.start} keeps"
+
+
+@click.command()
+@grid_argument
+@store_option
+@set_option
+@seeds_option
+@as_option
+@click.option("--rows", metavar="N", type=click.IntRange(0), help="Show at most N rows of each stage.")
+@json_option
+def plan(
+    grid: str, sets: tuple[str, ...], seeds: int | None, new_name: str | None, rows: int | None, as_json: bool
+) -> None:
+    """Show what GRID would train, before anything does.
+
+    Which runs are new, which several rows share, which the store has already; what memory, disk and time to expect.
+
+    \b
+    Examples:
+      grid plan demo
+      grid plan demo --seeds 5 --set epochs=20
+    """
+    from controller.knowledge import read_results
+    from controller.plan import ROWS_SHOWN, make_plan, plan_text, speeds_of
+    from controller.search import expand
+
+    found = named_grid(grid, sets, seeds, new_name)
+    store = the_store()
+    facts = grid_facts(found, store)
+    decisions: dict[str, Decision] = fitting_decisions(found, store, facts)
+    results = read_results(store)
+    planned = make_plan(found, expand(found, decisions, facts), facts, results.keys(), speeds_of(results.values()))
+    if as_json:
+        print_json(planned.record())
+    else:
+        click.echo(plan_text(planned, ROWS_SHOWN if rows is None else rows).rstrip("\n"))

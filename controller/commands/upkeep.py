@@ -1,0 +1,192 @@
+"""`grid gc` and `doctor`: what the store need not keep, and what is wrong with it or this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from controller.commands.surface import (
+    bytes_text,
+    complete_grid,
+    count_text,
+    json_option,
+    named_grid,
+    note,
+    plain,
+    print_json,
+    store_option,
+    the_store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from controller.doctor import Check
+    from controller.gc import Removal, Unwanted, Wanted
+    from trainer.store import Store
+
+SHOWN = 40
+
+
+@click.command()
+@store_option
+@click.option("--delete", is_flag=True, help="Remove what is shown. Without it nothing is touched.")
+@click.option("--datasets", "data_sets", is_flag=True, help="Data sets that no grid names, too.")
+@click.option(
+    "--forget",
+    metavar="GRID",
+    multiple=True,
+    help="Count GRID as gone: its decisions, and runs that no other grid wants, are among what goes. May be repeated.",
+)
+@json_option
+def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], as_json: bool) -> None:
+    """Show what no grid in the store wants, and with --delete remove it.
+
+    That is: runs of no grid, blobs that no checkpoint or result names, shards of replaced imports, temporary files
+    older than a day. A run that is being trained is never touched.
+
+    \b
+    Examples:
+      grid gc
+      grid gc --delete
+      grid gc --forget old_grid --delete
+    """
+    from controller.gc import Removal, find_unwanted, read_contents, remove, sweep_temporary
+
+    store = the_store()
+    wanted = _wanted(store, forget)
+    found = find_unwanted(read_contents(store, wanted), wanted, time.time(), data_sets=data_sets)
+    done = remove(store, found) if delete else Removal()
+    num_swept = sweep_temporary(store) if delete else 0
+    if as_json:
+        print_json(_gc_json(found, done, num_swept, delete))
+        return
+    for item in found[:SHOWN]:
+        click.echo(f"{item.kind} {plain(item.name)}: {item.why}, {bytes_text(item.size)}")
+    if len(found) > SHOWN:
+        click.echo(f"and {len(found) - SHOWN:,} more: --json has them all")
+    for item in done.held:
+        note(f"{item.kind} {item.name} is being trained and stays")
+    if not found and not num_swept:
+        click.echo("nothing to remove: grids want all there is")
+    elif delete:
+        swept = f", and {count_text(num_swept, 'temporary file')}" if num_swept else ""
+        click.echo(f"removed {_total(done.removed)}{swept}")
+    else:
+        click.echo(f"{_total(found)} that no grid wants; --delete removes it")
+
+
+def _total(items: list[Unwanted]) -> str:
+    return f"{count_text(len(items), 'thing')}, {bytes_text(sum(item.size for item in items))}"
+
+
+def _wanted(store: Store, forget: tuple[str, ...]) -> Wanted:
+    """What the grids of the store want, all but those to forget, whether or not these can still be read."""
+    from controller.archive import stored_grids, wanted_of
+    from controller.gc import Wanted
+    from trainer.failure import SpecError
+
+    names = stored_grids(store)
+    for name in forget:
+        if name not in names:
+            raise SpecError(f"--forget: got {name!r}, expected a grid in {store.uri}: {', '.join(names) or 'none'}")
+    wants = wanted_of(store, frozenset(names) - frozenset(forget))
+    return Wanted(
+        grids=frozenset(wants),
+        runs=frozenset(run for each in wants.values() for run in each.runs),
+        data_sets=frozenset(name for each in wants.values() for name in each.data_sets),
+    )
+
+
+def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool) -> dict[str, object]:
+    removed, held = set(done.removed), set(done.held)
+    return {
+        "deleted": delete,
+        "unwanted": [
+            {
+                "kind": item.kind,
+                "name": item.name,
+                "why": item.why,
+                "bytes": item.size,
+                "keys": item.keys,
+                "state": "removed" if item in removed else "held" if item in held else "shown",
+            }
+            for item in found
+        ],
+        "bytes": sum(item.size for item in found),
+        "bytes_removed": done.size,
+        "temporary_files_removed": num_swept,
+    }
+
+
+@click.command()
+@click.argument("grid", metavar="[GRID]", required=False, shell_complete=complete_grid)
+@store_option
+@json_option
+def doctor(grid: str | None, as_json: bool) -> None:
+    """Check this machine and the store, and with GRID what that grid needs; say what to do about each.
+
+    Exits 0 if nothing is wrong, 1 otherwise.
+
+    \b
+    Examples:
+      grid doctor
+      grid doctor from_scratch --store s3://bucket/lab
+    """
+    from controller.doctor import as_json as plain_values
+
+    checks = []
+    for check in _checks(grid):
+        checks.append(check)
+        if not as_json:
+            _tell(check)
+    num_wrong = sum(check.state == "wrong" for check in checks)
+    if as_json:
+        print_json({"ok": num_wrong == 0, "checks": plain_values(checks)})
+    else:
+        click.echo("nothing is wrong" if not num_wrong else f"{count_text(num_wrong, 'thing')} wrong")
+    if num_wrong:
+        raise SystemExit(1)
+
+
+def _checks(given: str | None) -> Iterator[Check]:
+    from controller import doctor
+    from controller.search import wanted
+    from trainer.failure import GridError
+
+    needs = None
+    if given is not None:
+        try:
+            needs = wanted(named_grid(given))
+            yield doctor.Check("grid", "ok", f"{given} can be read")
+        except GridError as error:
+            yield doctor.Check("grid", "wrong", error.message, error.hint)
+    yield from doctor.check_machine()
+    yield from doctor.check_torch()
+    yield doctor.check_space(doctor.cache_folder(), "image cache")
+    try:
+        store = the_store(patience_seconds=10)
+    except GridError as error:
+        yield doctor.Check("store", "wrong", error.message, error.hint)
+        return
+    checks = list(doctor.check_store(store))
+    yield from checks
+    if checks[0].state == "wrong":
+        return
+    data, weights = (needs.data, needs.weights) if needs else ((), ())
+    yield from doctor.guarded("data sets", lambda: doctor.check_data_sets(store, data))
+    yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights))
+
+
+def _tell(check: Check) -> None:
+    styled = {"ok": click.style("ok   ", fg="green"), "note": click.style("note ", fg="yellow")}
+    mark = styled.get(check.state) or click.style("WRONG", fg="red", bold=True)
+    first, *rest = [plain(line) for line in check.found.splitlines()] or [""]
+    click.echo(f"{mark} {plain(check.name)}: {first}")
+    for line in rest:
+        click.echo(f"      {line}")
+    if check.cure:
+        for line in check.cure.splitlines():
+            click.echo(f"      hint: {plain(line)}")

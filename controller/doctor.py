@@ -1,0 +1,259 @@
+"""Checks of everything a grid needs on this machine, each with what was found and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.dataset import load_index
+from trainer.failure import GridError
+from trainer.machine import available_memory, available_processors
+from trainer.store import NotFound, Store
+
+State = Literal["ok", "note", "wrong"]
+
+GIB = 1 << 30
+OLDEST_PYTHON, FIRST_UNKNOWN_PYTHON = (3, 11), (3, 14)
+MEMORY_WANTED = 4 * GIB  # AlexNet at batch 256 with its images takes about 3 GiB
+DISK_WANTED = 5 * GIB  # Caltech-101: 0.1 GiB of shards, 2.6 GiB decoded, weights and checkpoints
+SKEW_SECONDS = 5.0  # a lease expires after 30
+TORCH_PATIENCE_SECONDS = 120.0
+
+ASK_TORCH = """
+import json, torch, torchvision
+from trainer import numerics
+from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
+spec = ExperimentSpec(data=DataSpec(name="any"), model=ModelSpec(architecture="any"))
+settled = numerics.settle(spec, numerics.pick_device(), numerics.available_threads())
+gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+print(json.dumps({
+    "torchvision": torchvision.__version__,
+    "cuda": torch.version.cuda,
+    "gpus": torch.cuda.device_count(),
+    "gpu_memory": gpu and gpu.total_memory,
+    **settled.model_dump(),
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: fine, worth knowing, or wrong."""
+
+    name: str
+    state: State
+    found: str
+    cure: str | None = None
+
+
+def check_machine() -> Iterator[Check]:
+    """What this machine gives: Python, cores, memory."""
+    yield check_python(sys.version_info[:2], platform.python_version())
+    yield Check("cores", "ok", f"{available_processors()} of {os.cpu_count()} may be used")
+    yield check_memory(available_memory())
+
+
+def check_python(version: tuple[int, int], text: str) -> Check:
+    """Whether this Python is one that the tests are run with."""
+    if version < OLDEST_PYTHON:
+        return Check("python", "wrong", text, "install Python 3.11 or newer, then run `make setup`")
+    if version >= FIRST_UNKNOWN_PYTHON:
+        return Check("python", "note", text, "tested with 3.11 to 3.13: use one of them if something fails")
+    return Check("python", "ok", text)
+
+
+def check_memory(available: int) -> Check:
+    """Whether so many bytes are enough for the shipped grids."""
+    found = f"{available / GIB:.1f} GiB may still be taken"
+    if available < MEMORY_WANTED:
+        return Check("memory", "note", found, "large networks may be killed: lower batch_size or set micro_batch")
+    return Check("memory", "ok", found)
+
+
+def check_torch() -> list[Check]:
+    """What torch computes with on this machine, asked of a child process: this one never loads torch."""
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK_TORCH],
+            capture_output=True,
+            text=True,
+            timeout=TORCH_PATIENCE_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return [Check("torch", "wrong", f"no answer in {TORCH_PATIENCE_SECONDS:.0f} s", "is the disk very slow?")]
+    return read_torch_answer(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+
+def read_torch_answer(exit_code: int, out: str, err: str, seconds: float) -> list[Check]:
+    """The checks that the child's answer comes to."""
+    if exit_code != 0:
+        last = (err.strip().splitlines() or ["no message"])[-1]
+        return [
+            Check("torch", "wrong", f"does not load: {last}", "run `make setup`; it installs torch and torchvision")
+        ]
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    version = f"{answer['torch_version']} with torchvision {answer['torchvision']}, loaded in {seconds:.1f} s"
+    return [Check("torch", "ok", version), _check_device(answer), _check_precision(answer)]
+
+
+def _check_device(answer: dict[str, Any]) -> Check:
+    if answer["device"] == "cuda":
+        memory = f"{answer['gpu_memory'] / GIB:.0f} GiB"
+        more = f", and {answer['gpus'] - 1} more" if answer["gpus"] > 1 else ""
+        capability = answer["instruction_set"]
+        return Check("device", "ok", f"{answer['device_model']}, {memory}, compute capability {capability}{more}")
+    found = f"{answer['device_model']}, {answer['threads']} threads, {answer['instruction_set']}"
+    if shutil.which("nvidia-smi") is None:
+        return Check("device", "ok", f"{found}; no GPU")
+    reason = "this torch is built without CUDA" if answer["cuda"] is None else "torch finds no usable GPU"
+    return Check("device", "note", f"{found}; {reason}", "see what `nvidia-smi` says; reinstall torch for its driver")
+
+
+def _check_precision(answer: dict[str, Any]) -> Check:
+    if answer["precision"] == "bf16":
+        return Check("precision", "ok", "auto means bf16 here")
+    return Check("precision", "ok", "auto means fp32 here: nothing on this machine computes bf16 faster")
+
+
+def check_store(store: Store) -> Iterator[Check]:
+    """Whether the store answers, takes objects, keeps two writers apart, and has this machine's time."""
+    key = f"doctor/{uuid.uuid4().hex}"
+    before = time.time()
+    try:
+        store.put(key, b"doctor")
+        entries = list(store.list(key))
+        after = time.time()
+        content = store.get(key)
+    except GridError as error:
+        yield Check("store", "wrong", error.message, error.hint)
+        return
+    finally:
+        _drop(store, key)
+    if content != b"doctor" or len(entries) != 1:
+        yield Check("store", "wrong", f"{store.uri} does not give back what was put into it", "use another server")
+        return
+    yield Check("store", "ok", f"{store.uri} can be written and read")
+    yield check_clock(entries[0].modified, before, after)
+    yield _check_conditions(store)
+
+
+def _drop(store: Store, key: str) -> None:
+    try:
+        store.delete(key)
+    except GridError:
+        return  # what is wrong with the store was told already, and the object is six bytes
+
+
+def check_clock(stamp: float, before: float, after: float) -> Check:
+    """Whether the store's time `stamp` lies between two times of this machine, by and large."""
+    skew = stamp - after if stamp > after else min(0.0, stamp - before)
+    if abs(skew) <= SKEW_SECONDS:
+        return Check("clock", "ok", "the store's clock and this machine's agree")
+    direction = "ahead of" if skew > 0 else "behind"
+    found = f"the store's clock is {abs(skew):.0f} s {direction} this machine's"
+    return Check("clock", "wrong", found, "let both keep time by NTP: signatures and leases go by it")
+
+
+def _check_conditions(store: Store) -> Check:
+    try:
+        is_conditional = store.is_conditional()
+    except GridError as error:
+        return Check("conditional writes", "wrong", error.message, error.hint)
+    if is_conditional:
+        return Check("conditional writes", "ok", "honoured: two machines never train the same run")
+    found = "not honoured: two machines that start the same run at once both train it, with the same numbers"
+    return Check("conditional writes", "note", found, "run a grid from one machine at a time, or use another server")
+
+
+def check_space(folder: Path, name: str) -> Check:
+    """Whether the disk that holds `folder` has room, and what the folder holds already."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}: holds {_size(folder) / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
+    if not os.access(there, os.W_OK):
+        return Check(name, "wrong", f"{folder}: not writable", "let this user write it, or set GRID_CACHE to another")
+    if free < DISK_WANTED:
+        return Check(
+            name, "note", found, "free some space: images are decoded once into the cache, 2.6 GB for Caltech-101"
+        )
+    return Check(name, "ok", found)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(path, name).lstat().st_blocks * 512  # a cache file may be sparse while it is filled
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept on this machine, as trainer/data.py has it."""
+    if os.environ.get("GRID_CACHE"):
+        return Path(os.environ["GRID_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-grid" / "images"
+
+
+def data_set_names(store: Store) -> list[str]:
+    """Names of the data sets in the store."""
+    ending = "/index.json"
+    keys = [entry.key for entry in store.list("datasets/")]
+    return [key.removeprefix("datasets/").removesuffix(ending) for key in keys if key.endswith(ending)]
+
+
+def check_data_sets(store: Store, wanted: Iterable[str] = ()) -> Iterator[Check]:
+    """Whether the data sets of the store can be read, and those `wanted` are among them."""
+    wanted = list(dict.fromkeys(wanted))
+    names = data_set_names(store)
+    if not names and not wanted:
+        yield Check("data sets", "note", "none yet", "`make demo` imports one, or `grid data import NAME FOLDER`")
+    for name in dict.fromkeys([*names, *wanted]):
+        try:
+            index = load_index(store, name)
+        except GridError as error:
+            yield Check(f"data set {name}", "wrong", error.message, error.hint)
+            continue
+        found = f"{index.num_images():,} images of {index.num_classes} classes"
+        yield Check(f"data set {name}", "ok", found)
+
+
+def check_weights(store: Store, names: Iterable[str]) -> Iterator[Check]:
+    """Whether the store has the weights files that a grid starts from."""
+    for name in dict.fromkeys(names):
+        key = f"weights/{name}"
+        try:
+            with store.open(key):
+                found = Check(f"weights {name}", "ok", "in the store")
+        except NotFound:
+            cure = f"put the file there: {store.uri}/{key}"
+            found = Check(f"weights {name}", "wrong", f"no {key} in {store.uri}", cure)
+        yield found
+
+
+def guarded(name: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+    """The checks of `check`; an error that ends them is a check that went wrong."""
+    try:
+        yield from check()
+    except GridError as error:
+        yield Check(name, "wrong", error.message, error.hint)
+
+
+def as_json(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    """The checks as plain values."""
+    return [asdict(check) for check in checks]

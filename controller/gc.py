@@ -1,0 +1,260 @@
+"""What in a store nobody wants, found first and shown, removed only when asked.
+
+Wanted is every run that a grid in the store comes to. Of a wanted run stay its spec, numerics, attempts, results, and
+the blobs that its checkpoint or its result names. A run that is being trained is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from trainer.dataset import load_index
+from trainer.failure import DataError
+from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
+from trainer.store import Entry, FileStore, NotFound, Store
+
+DAY = 24 * 3600.0  # seconds
+MIN_AGE_SECONDS = DAY  # of what may be the first half of a write in flight: a blob without a pointer, a shard
+LEASE_SILENCE_SECONDS = 3600.0  # a lease of another host counts as held for so long: hosts' clocks differ
+
+Kind = Literal["grid", "run", "blobs", "shards", "data set"]
+
+OF_RUNS = ("results/", "tests/", "failures/")  # one object for each run, named after it
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """Objects that go together, in the order in which they are to go, and why nobody wants them."""
+
+    kind: Kind
+    name: str
+    why: str
+    keys: tuple[str, ...]
+    size: int  # bytes
+
+    @property
+    def run(self) -> str | None:
+        """The run whose lock must be held to remove this."""
+        return self.name if self.kind in ("run", "blobs") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a store holds, as far as this module looks."""
+
+    objects: tuple[Entry, ...]
+    named_blobs: Mapping[str, frozenset[str] | None]  # by run: keys that its checkpoint or result names; none: all
+    named_shards: Mapping[str, frozenset[str] | None]  # by data set: keys of its index's shards; none: not readable
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the grids of a store want."""
+
+    grids: frozenset[str]
+    runs: frozenset[str]
+    data_sets: frozenset[str]
+
+
+@dataclass
+class Removal:
+    """What a removal came to."""
+
+    removed: list[Unwanted] = field(default_factory=list)
+    held: list[Unwanted] = field(default_factory=list)  # left alone, since someone trains them
+
+    @property
+    def size(self) -> int:
+        """Bytes that are free now."""
+        return sum(item.size for item in self.removed)
+
+
+def find_unwanted(contents: Contents, wanted: Wanted, now: float, *, data_sets: bool = False) -> list[Unwanted]:
+    """All that nobody wants at `now` (seconds since the epoch): grids, runs, blobs, shards, and data sets if asked.
+
+    Data sets are left out by default: an import may come before the first grid that names it.
+    """
+    by_home: dict[tuple[str, str], list[Entry]] = {}
+    for entry in contents.objects:
+        if (home := _home(entry.key)) is not None:
+            by_home.setdefault(home, []).append(entry)
+    found = []
+    for (kind, name), entries in sorted(by_home.items()):
+        if kind == "grid" and name not in wanted.grids:
+            found.append(_item("grid", name, "forgotten", entries))
+        elif kind == "run" and name not in wanted.runs:
+            found.append(_item("run", name, "of no grid", entries))
+        elif kind == "run":
+            found += _orphan_blobs(name, entries, contents.named_blobs.get(name), now)
+        elif kind == "data set":
+            if data_sets and name not in wanted.data_sets:
+                found.append(_item("data set", name, "named by no grid", entries))
+            else:
+                found += _orphan_shards(name, entries, contents.named_shards.get(name), now)
+    return found
+
+
+def _home(key: str) -> tuple[Kind, str] | None:
+    """What the object belongs to; none for what is no concern of this module (weights, and what others put there)."""
+    top, _, rest = key.partition("/")
+    if f"{top}/" in OF_RUNS and "/" not in rest and rest.endswith(".json"):
+        return "run", rest.removesuffix(".json")
+    name, separator, _ = rest.partition("/")
+    kinds: dict[str, Kind] = {"runs": "run", "grids": "grid", "datasets": "data set"}
+    return (kinds[top], name) if separator and top in kinds else None
+
+
+def _item(kind: Kind, name: str, why: str, entries: Iterable[Entry]) -> Unwanted:
+    ordered = sorted(entries, key=lambda entry: (_turn(entry.key), entry.key))
+    return Unwanted(kind, name, why, tuple(entry.key for entry in ordered), sum(entry.size for entry in ordered))
+
+
+def _turn(key: str) -> int:
+    """When the object goes: first what promises others (a result its weights), last what guards them (the lease)."""
+    if key.startswith(OF_RUNS) or key.endswith(("/checkpoint.json", "/index.json", "/grid.yaml")):
+        return 0
+    return 2 if key.endswith("/lease.json") else 1
+
+
+def _orphan_blobs(run: str, entries: Iterable[Entry], named: frozenset[str] | None, now: float) -> list[Unwanted]:
+    if named is None:
+        return []
+    prefix = f"runs/{run}/blobs/"
+    orphans = [
+        entry
+        for entry in entries
+        if entry.key.startswith(prefix) and entry.key not in named and now - entry.modified > MIN_AGE_SECONDS
+    ]
+    return [_item("blobs", run, "named by no checkpoint or result", orphans)] if orphans else []
+
+
+def _orphan_shards(name: str, entries: Iterable[Entry], named: frozenset[str] | None, now: float) -> list[Unwanted]:
+    if named is None:
+        return []
+    orphans = [
+        entry
+        for entry in entries
+        if entry.key.endswith(".tar") and entry.key not in named and now - entry.modified > MIN_AGE_SECONDS
+    ]
+    return [_item("shards", name, "of an import that was replaced or never ended", orphans)] if orphans else []
+
+
+def read_contents(store: Store, wanted: Wanted) -> Contents:
+    """What `store` holds; blobs are read up of wanted runs alone, since all of an unwanted run's go."""
+    objects = [
+        entry
+        for prefix in ("datasets/", "failures/", "grids/", "results/", "runs/", "tests/")
+        for entry in store.list(prefix)
+    ]
+    homes = [home for entry in objects if (home := _home(entry.key)) is not None]
+    with_blobs = {entry.key.split("/")[1] for entry in objects if _is_blob(entry.key)}
+    return Contents(
+        tuple(objects),
+        {run: _named_blobs(store, run) for run in sorted(with_blobs & wanted.runs)},
+        {name: _named_shards(store, name) for kind, name in sorted(set(homes)) if kind == "data set"},
+    )
+
+
+def _is_blob(key: str) -> bool:
+    return key.startswith("runs/") and "/blobs/" in key
+
+
+def _named_blobs(store: Store, run: str) -> frozenset[str] | None:
+    """Keys that the run's checkpoint and result name; none where all stay (`keep: all`) or one cannot be read."""
+    named: set[str] = set()
+    for key in (f"runs/{run}/checkpoint.json", f"results/{run}.json"):
+        try:
+            record = json.loads(store.get(key))
+        except NotFound:
+            continue
+        except ValueError:
+            return None
+        if not isinstance(record, dict):
+            return None
+        if key.startswith("results/") and _keeps_all(record):
+            return None
+        named |= set(_texts(record))
+    return frozenset(named)
+
+
+def _keeps_all(result: Mapping[str, Any]) -> bool:
+    spec = result.get("spec")
+    checkpoint = spec.get("checkpoint") if isinstance(spec, dict) else None
+    return isinstance(checkpoint, dict) and checkpoint.get("keep") == "all"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in `value`, however deep: a checkpoint names the one before, which names its own blobs."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _named_shards(store: Store, name: str) -> frozenset[str] | None:
+    try:
+        index = load_index(store, name)
+    except DataError:  # half imported, or of another version: nothing of it is touched
+        return None
+    return frozenset(index.shard_key(shard) for shard in range(len(index.shards)))
+
+
+def remove(store: Store, items: Iterable[Unwanted]) -> Removal:
+    """Remove `items` but those of runs that someone trains."""
+    done = Removal()
+    for item in items:
+        if item.run is None:
+            _delete(store, item)
+            done.removed.append(item)
+            continue
+        with _held(store, item.run) as is_ours:
+            if is_ours:
+                _delete(store, item)
+            (done.removed if is_ours else done.held).append(item)
+    return done
+
+
+def _delete(store: Store, item: Unwanted) -> None:
+    for key in item.keys:
+        store.delete(key)
+
+
+@contextmanager
+def _held(store: Store, run: str) -> Iterator[bool]:
+    """Whether this process has the run for itself: no process of this host trains it, and none of another seems to."""
+    lock = run_lock(store, run)
+    if not lock.acquire():
+        yield False
+        return
+    try:
+        yield not _is_held_elsewhere(store, run)
+    finally:
+        lock.release()
+
+
+def _is_held_elsewhere(store: Store, run: str) -> bool:
+    try:
+        lease = LeaseRecord.model_validate_json(store.get(lease_key(run)))
+    except NotFound:
+        return False
+    except ValidationError:
+        return True  # not ours to judge
+    if lease.released or lease.host == this_host():
+        return False  # this host's lock, which is ours now, says more than the lease
+    return (datetime.now(UTC) - lease.heartbeat).total_seconds() < LEASE_SILENCE_SECONDS
+
+
+def sweep_temporary(store: Store) -> int:
+    """Remove what killed writers of a folder left, older than a day; how many files. A server keeps no such files."""
+    return store.sweep_temporary(DAY) if isinstance(store, FileStore) else 0

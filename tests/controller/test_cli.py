@@ -1,0 +1,494 @@
+"""The command line, from its words to its output and exit code, on a store in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from controller.cli import SECTIONS, main
+from controller.commands.data import ImportProgress
+from trainer.failure import Failure
+from trainer.result import Numerics
+from trainer.result import Result as RunResult
+from trainer.store import FileStore
+
+GRID = """
+grid: tiny
+description: two learning rates
+base:
+  data: {name: shades, resize: 8, crop: 8}
+  model: {architecture: squeezenet1_1}
+  batch_size: 4
+  epochs: 1
+seeds: 2
+stages:
+  - name: rate
+    vary: {optimizer.lr: [1e-3, 1e-2]}
+  - name: best
+    test: {best: 1}
+"""
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with images and a grid, and no store named in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRID_STORE", raising=False)
+    for name, shade in (("dark", 30), ("light", 220)):
+        (tmp_path / "shades" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (9, 8), (shade + number,) * 3).save(tmp_path / "shades" / name / f"{number}.png")
+    (tmp_path / "tiny.yaml").write_text(GRID)
+    return tmp_path
+
+
+def call(*words: str, expected: int = 0) -> Result:
+    """What `grid WORDS` prints; it must exit as expected."""
+    result = CliRunner().invoke(main, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == expected, result.output
+    return result
+
+
+def answer(*words: str, expected: int = 0) -> object:
+    """The JSON that `grid WORDS --json` prints on stdout."""
+    return json.loads(call(*words, "--json", expected=expected).stdout)
+
+
+@pytest.fixture
+def imported(folder: Path) -> Path:
+    call("data", "import", "shades", "shades", "--split", "fraction=0.2")
+    return folder
+
+
+def store_of(folder: Path) -> FileStore:
+    return FileStore(folder / "store")
+
+
+def put_result(store: FileStore, run: str, spec: dict[str, object], seed: int, loss: float) -> None:
+    numerics = Numerics(
+        precision="fp32",
+        threads=1,
+        micro_batch=4,
+        memory_format="channels_last",
+        compile=False,
+        deterministic=True,
+        device="cpu",
+        device_model="A Processor",
+        instruction_set="AVX2",
+        torch_version="2.11",
+    )
+    result = RunResult(
+        run=run,
+        spec=spec,
+        seed=seed,
+        best_epoch=1,
+        train_loss=loss,
+        train_accuracy=0.5,
+        validation_loss=loss,
+        validation_accuracy=0.75,
+        validation_balanced_accuracy=0.75,
+        validation_top5_accuracy=1.0,
+        num_parameters=10,
+        num_trainable_parameters=10,
+        epochs_run=1,
+        images_per_second=100.0,
+        wall_seconds=1.0,
+        peak_memory_bytes=1 << 20,
+        numerics=numerics,
+        exact=True,
+        data_fingerprint="0" * 64,
+        weights_fingerprint=None,
+        versions={},
+        commit=None,
+        best_weights=None,
+        attempts=1,
+        restarts=0,
+        returns_to_best=0,
+    )
+    store.put(f"results/{run}.json", result.model_dump_json().encode())
+
+
+def planned_runs(stage: str = "rate") -> list[str]:
+    plan = answer("plan", "tiny.yaml")
+    assert isinstance(plan, dict)
+    rows = next(each["rows"] for each in plan["stages"] if each["name"] == stage)
+    return [run for row in rows for run in row["runs"]]
+
+
+def test_help_lists_every_command_with_a_line_and_the_exit_codes() -> None:
+    text = call("--help").output
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(main.commands)
+    for name in listed:
+        assert f"\n  {name} " in text
+    assert "75  stopped" in text
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, command in main.commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(name, each) for each in inner] if inner else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_help_of_each_command_has_an_example_of_it(words: tuple[str, ...]) -> None:
+    text = call(*words, "-h").output
+    assert "Example" in text
+    assert f"grid {' '.join(words)}" in text.partition("Example")[2]
+
+
+def test_help_answers_without_loading_what_takes_time() -> None:
+    code = (
+        "import sys\nfrom controller.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'boto3', 'rich', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+def test_no_command_of_the_controller_loads_torch() -> None:
+    code = (
+        "import sys, importlib, pkgutil, controller\n"
+        "for each in pkgutil.walk_packages(controller.__path__, 'controller.'):\n"
+        "    importlib.import_module(each.name)\n"
+        "print(sorted({'torch', 'torchvision', 'boto3', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_shipped_grids_are_listed(folder: Path) -> None:
+    found = answer("list")
+    assert isinstance(found, list)
+    assert {"demo", "from_scratch"} <= {each["grid"] for each in found if each["from"] == "shipped"}
+
+
+def test_a_grid_of_the_store_is_listed_and_can_be_named(imported: Path) -> None:
+    store_of(imported).put("grids/tiny/grid.yaml", GRID.encode())
+    assert "tiny" in call("list").stdout
+    assert "two learning rates" in call("show", "tiny").stdout
+
+
+def test_a_shown_grid_is_a_grid_file(folder: Path) -> None:
+    text = call("show", "tiny.yaml", "--set", "epochs=7", "--as", "longer").stdout
+    (folder / "longer.yaml").write_text(text)
+    assert "# stage rate: 2 rows with 2 seeds, starting from the base" in text
+    shown = answer("show", "longer.yaml")
+    assert isinstance(shown, dict)
+    assert (shown["grid"], shown["base"]["epochs"]) == ("longer", 7)
+
+
+def test_an_error_has_a_hint_and_an_exit_code_and_no_traceback(folder: Path) -> None:
+    result = call("plan", "tiny.yaml", expected=65)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: data set 'shades'")
+    assert "\nhint: import it with `grid data import shades" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "text"),
+    [
+        pytest.param(["plan", "dem"], 64, "did you mean 'demo'?", id="a grid that is nearly named"),
+        pytest.param(["plan", "no/such.yaml"], 64, "no such file", id="a file that is not there"),
+        pytest.param(["show", "demo", "--set", "epoch=3"], 64, "epochs", id="a key that is nearly right"),
+        pytest.param(["--store", "ftp://x", "gc"], 64, "expected file:///folder", id="another kind of store"),
+        pytest.param(["data", "show", "none"], 65, "grid data import none", id="no such data set"),
+        pytest.param(["data", "import", "x", "shades", "--split", "half"], 2, "expected every-third", id="a split"),
+        pytest.param(["data", "import", "x", "shades", "--list", "a"], 2, "expected train=FILE", id="a list"),
+        pytest.param(["plan"], 2, "Missing argument 'GRID'", id="no grid"),
+        pytest.param(["gc", "--forget", "none"], 64, "expected a grid in", id="a grid to forget"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_cure(folder: Path, words: list[str], expected: int, text: str) -> None:
+    result = call(*words, expected=expected)
+    assert text in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "environment", "where"),
+    [
+        pytest.param([], [], None, "store", id="by default"),
+        pytest.param([], [], "file://./named", "named", id="by the environment"),
+        pytest.param(["--store", "file://./first"], [], "file://./named", "first", id="before the command"),
+        pytest.param([], ["--store", "file://./last"], "file://./named", "last", id="after the command"),
+        pytest.param(["--store", "file://./first"], ["--store", "file://./last"], None, "last", id="twice"),
+    ],
+)
+def test_the_store_is_named_before_or_after_the_command(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    after: list[str],
+    environment: str | None,
+    where: str,
+) -> None:
+    if environment:
+        monkeypatch.setenv("GRID_STORE", environment)
+    call(*before, "data", "import", "shades", "shades", *after)
+    assert (folder / where / "datasets" / "shades" / "index.json").is_file()
+
+
+def test_an_import_tells_its_parts_and_a_second_one_changes_nothing(folder: Path) -> None:
+    words = ("data", "import", "shades", "shades")
+    assert "20 images of 2 classes (8 train, 8 validation, 4 test)" in call(*words).stdout
+    assert "nothing to do" in call(*words).stdout
+
+
+def test_a_bad_image_is_refused_by_path_or_left_out_and_told(folder: Path) -> None:
+    (folder / "shades" / "dark" / "\x1b[31mred.png").write_bytes(b"no image")
+    refused = call("data", "import", "shades", "shades", expected=65)
+    assert "red.png" in refused.stderr
+    assert "\x1b" not in refused.stderr
+    skipped = call("data", "import", "shades", "shades", "--on-bad", "skip")
+    assert "left out: dark/" in skipped.stderr
+    assert "\x1b" not in skipped.output
+    shown = call("data", "show", "shades").stdout
+    assert "left out (1):" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_data_set_is_shown_class_by_class(imported: Path) -> None:
+    lines = call("data", "show", "shades").stdout.splitlines()
+    assert [line.split() for line in lines if line.startswith(("dark", "light", "all"))] == [
+        ["dark", "4", "4", "2"],
+        ["light", "4", "4", "2"],
+        ["all", "8", "8", "4"],
+    ]
+    summary = answer("data", "show", "shades")
+    assert isinstance(summary, dict)
+    assert summary["classes"] == ["dark", "light"]
+    assert len(str(summary["fingerprint"])) == 64
+
+
+def test_a_plan_counts_what_the_store_has_already(imported: Path) -> None:
+    runs = planned_runs()
+    assert len(set(runs)) == 4
+    put_result(store_of(imported), runs[0], {}, 0, 1.0)
+    plan = answer("plan", "tiny.yaml")
+    assert isinstance(plan, dict)
+    assert plan["new_now"] == 3
+    assert "3 to train" in call("plan", "tiny.yaml").stdout
+
+
+def test_seeds_and_values_change_what_is_planned(imported: Path) -> None:
+    before = planned_runs()
+    plan = answer("plan", "tiny.yaml", "--seeds", "3", "--set", "epochs=2")
+    assert isinstance(plan, dict)
+    assert plan["new_now"] == 6
+    assert not set(before) & {run for row in plan["stages"][0]["rows"] for run in row["runs"]}
+
+
+def test_status_tells_what_is_done_and_what_failed(imported: Path) -> None:
+    store, runs = store_of(imported), planned_runs()
+    put_result(store, runs[0], {}, 0, 1.0)
+    failure = Failure(run=runs[1], attempt=None, exit_code=70, reason="diverged", message="not finite", final=True)
+    store.put(f"failures/{runs[1]}.json", failure.model_dump_json().encode())
+    status = answer("status", "tiny.yaml")
+    assert isinstance(status, dict)
+    assert status["counts"] == {"done": 1, "running": 0, "waiting": 2, "failed": 1}
+    first = status["stages"][0]["experiments"][0]["runs"]
+    assert [run["state"] for run in first] == ["done", "failed"]
+    assert first[1]["reason"] == "diverged: not finite"
+    text = call("status", "tiny.yaml").stdout
+    assert "failed: diverged: not finite" in text
+
+
+def test_retry_clears_failures_and_says_which(imported: Path) -> None:
+    store, runs = store_of(imported), planned_runs()
+    failure = Failure(run=runs[1], attempt=None, exit_code=70, reason="diverged", message="not finite", final=True)
+    store.put(f"failures/{runs[1]}.json", failure.model_dump_json().encode())
+    cleared = answer("retry", "tiny.yaml")
+    assert isinstance(cleared, dict)
+    assert list(cleared["cleared"]) == [runs[1]]
+    assert "nothing failed for good" in call("retry", "tiny.yaml").stdout
+
+
+def test_a_stage_without_a_decision_has_nothing_to_reopen(imported: Path) -> None:
+    assert "has no decision" in call("reopen", "tiny.yaml", "rate").stdout
+    assert "expected a stage" in call("reopen", "tiny.yaml", "none", expected=64).stderr
+
+
+def test_a_decision_that_is_reopened_is_gone(imported: Path) -> None:
+    store, runs = store_of(imported), planned_runs()
+    seen = [(runs[:2], 2.0), (runs[2:], 1.0)]
+    plan = answer("plan", "tiny.yaml")
+    assert isinstance(plan, dict)
+    names = [row["experiment"] for row in plan["stages"][0]["rows"]]
+    decision = {
+        "stage": "rate",
+        "kept": [names[1]],
+        "because": "lowest validation_loss",
+        "metric": "validation_loss",
+        "saw": [
+            {"experiment": name, "runs": ids, "value": value} for name, (ids, value) in zip(names, seen, strict=True)
+        ],
+        "time": datetime.now(UTC).isoformat(),
+    }
+    store.put("grids/tiny/grid.yaml", GRID.encode())
+    store.put("grids/tiny/decisions/rate.json", json.dumps(decision).encode())
+    assert answer("reopen", "tiny", "rate") == {"grid": "tiny", "open": ["rate"]}
+    assert not list(store.list("grids/tiny/decisions/"))
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("terminal", "tiny: seeds 0, 1"),
+        ("markdown", "# tiny"),
+        ("csv", "grid,stage,experiment,runs,seeds,state,reason"),
+        ("json", '{"grid": "tiny"'),
+        ("svg", "<svg"),
+    ],
+)
+def test_a_table_is_written_in_each_form(imported: Path, form: str, start: str) -> None:
+    for run in planned_runs()[:2]:
+        put_result(store_of(imported), run, {}, 0, 1.0)
+    assert call("table", "tiny.yaml", "--format", form).stdout.startswith(start)
+    call("table", "tiny.yaml", "--format", form, "-o", "out.txt")
+    assert (imported / "out.txt").read_text().startswith(start)
+
+
+def test_a_table_shows_only_what_is_asked_for(imported: Path) -> None:
+    table = answer("table", "tiny.yaml", "--stage", "rate", "--only", "*0.01")
+    assert isinstance(table, dict)
+    assert [each["stage"] for each in table["stages"]] == ["rate"]
+    assert len(table["stages"][0]["rows"]) == 1
+    assert "expected a stage" in call("table", "tiny.yaml", "--stage", "none", expected=64).stderr
+
+
+def test_names_from_files_are_no_markup(imported: Path) -> None:
+    text = GRID.replace("vary: {optimizer.lr: [1e-3, 1e-2]}", "points: [{name: '[bold]x[/]', optimizer.lr: 1e-3}]")
+    (imported / "tiny.yaml").write_text(text)
+    assert "[bold]x[/]" in call("table", "tiny.yaml").stdout
+    assert "[bold]x[/]" in call("status", "tiny.yaml").stdout
+    assert "[bold]x[/]" in call("table", "tiny.yaml", "--format", "svg").stdout.replace("&#160;", " ")
+
+
+def test_the_store_s_grid_is_shown_where_the_file_differs(imported: Path) -> None:
+    store_of(imported).put("grids/tiny/grid.yaml", GRID.replace("seeds: 2", "seeds: 1").encode())
+    result = call("status", "tiny.yaml")
+    assert "differs from tiny.yaml" in result.stderr
+    assert "2 waiting" in result.stdout
+
+
+def test_gc_shows_first_and_removes_only_when_told_to(imported: Path) -> None:
+    store = store_of(imported)
+    store.put("grids/tiny/grid.yaml", GRID.encode())
+    wanted = planned_runs()[0]
+    for run in (wanted, "alexnet-000000000000"):
+        store.put(f"runs/{run}/spec.yaml", b"seed: 0\n")
+    assert "run alexnet-000000000000: of no grid" in call("gc").stdout
+    assert store.get("runs/alexnet-000000000000/spec.yaml")
+    found = answer("gc", "--delete")
+    assert isinstance(found, dict)
+    assert [(each["name"], each["state"]) for each in found["unwanted"]] == [("alexnet-000000000000", "removed")]
+    assert [entry.key for entry in store.list("runs/")] == [f"runs/{wanted}/spec.yaml"]
+
+
+def test_gc_removes_nothing_while_a_grid_cannot_be_read(imported: Path) -> None:
+    store = store_of(imported)
+    store.put("grids/torn/grid.yaml", b"grid: [")
+    store.put("runs/alexnet-000000000000/spec.yaml", b"seed: 0\n")
+    call("gc", "--delete", expected=64)
+    assert store.get("runs/alexnet-000000000000/spec.yaml")
+    call("gc", "--delete", "--forget", "torn")
+    assert list(store.list("grids/")) + list(store.list("runs/")) == []
+
+
+def test_gc_leaves_data_sets_alone_unless_told_to(imported: Path) -> None:
+    assert "nothing to remove" in call("gc", "--delete").stdout
+    assert "data set shades: named by no grid" in call("gc", "--datasets").stdout
+
+
+def complete(words: list[str], incomplete: str = "") -> list[str]:
+    """What the shell would offer after `grid WORDS`."""
+    line = " ".join(["grid", *words, incomplete])
+    environment = {"_GRID_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) + 1)}
+    result = CliRunner().invoke(main, prog_name="grid", env=environment)
+    return [item.partition(",")[2] for item in result.stdout.splitlines() if item]
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "offered"),
+    [
+        pytest.param([], "re", ["reopen", "retry"], id="commands"),
+        pytest.param(["plan"], "de", ["demo", "de"], id="grids"),
+        pytest.param(["reopen", "tiny.yaml"], "", ["rate", "best"], id="stages"),
+        pytest.param(["run", "tiny.yaml", "--stage"], "r", ["rate"], id="stages of an option"),
+        pytest.param(["data", "show"], "", ["shades"], id="data sets"),
+        pytest.param(["data", "import", "x", "y", "--split"], "f", ["folders", "fraction"], id="rules"),
+        pytest.param(["reopen", "none"], "", [], id="no such grid"),
+    ],
+)
+def test_names_complete(imported: Path, words: list[str], start: str, offered: list[str]) -> None:
+    assert sorted(complete(words, start)) == sorted(offered)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_of_each_shell_asks_the_program(shell: str) -> None:
+    assert "_GRID_COMPLETE" in call("completion", shell).stdout
+
+
+class Terminal:
+    """What a terminal was sent."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self.text = ""
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"),
+    [
+        (True, "\rimporting [########################] 10 of 10 images, 5 B\n"),
+        (False, "importing 10 of 10 images, 5 B\n"),
+    ],
+    ids=["terminal", "file"],
+)
+def test_an_import_s_progress_is_redrawn_on_a_terminal_only(is_terminal: bool, expected: str) -> None:
+    out = Terminal(is_terminal)
+    progress = ImportProgress(out)  # type: ignore[arg-type]
+    progress("import", 10, 10, 5)
+    progress.close()
+    assert out.text == expected
+
+
+@pytest.mark.slow
+def test_a_grid_is_run_and_compared(imported: Path) -> None:
+    (imported / "tiny.yaml").write_text(GRID.replace("seeds: 2", "seeds: 1").replace("8, crop: 8", "32, crop: 32"))
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "controller.cli", "run", "tiny.yaml", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["counts"] == {"done": 3, "running": 0, "waiting": 0, "failed": 0}
+    assert status["stages"][0]["kept"]
+    assert (imported / "store" / "grids" / "tiny" / "table.csv").is_file()
+    assert "best" in call("table", "tiny").stdout

@@ -1,0 +1,159 @@
+"""Each check tells what it found, and a cure where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controller import doctor
+from controller.doctor import Check
+from trainer.failure import StoreError
+from trainer.store import FileStore
+
+ANSWER = {
+    "torchvision": "0.26",
+    "cuda": None,
+    "gpus": 0,
+    "gpu_memory": None,
+    "precision": "fp32",
+    "threads": 2,
+    "device": "cpu",
+    "device_model": "A Processor",
+    "instruction_set": "AVX2",
+    "torch_version": "2.11",
+}
+GPU = {**ANSWER, "cuda": "12.8", "gpus": 2, "gpu_memory": 80 << 30, "precision": "bf16", "device": "cuda"}
+
+
+def named(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [((3, 10), "wrong"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "note")],
+    ids=["too old", "oldest", "newest", "not tested yet"],
+)
+def test_a_python_is_judged_by_its_version(version: tuple[int, int], state: str) -> None:
+    assert doctor.check_python(version, "text").state == state
+
+
+def test_little_memory_is_told_with_a_cure() -> None:
+    check = doctor.check_memory(1 << 30)
+    assert (check.state, check.found) == ("note", "1.0 GiB may still be taken")
+    assert check.cure is not None
+    assert doctor.check_memory(16 << 30).state == "ok"
+
+
+def test_torch_on_a_processor_says_what_auto_means() -> None:
+    checks = named(doctor.read_torch_answer(0, f"warm\n{json.dumps(ANSWER)}\n", "", 3.25))
+    assert checks["torch"].found == "2.11 with torchvision 0.26, loaded in 3.2 s"
+    assert checks["device"].found.startswith("A Processor, 2 threads, AVX2")
+    assert checks["precision"].found.startswith("auto means fp32")
+
+
+def test_a_gpu_is_told_with_its_memory() -> None:
+    checks = named(doctor.read_torch_answer(0, json.dumps({**GPU, "instruction_set": "9.0"}), "", 1))
+    assert checks["device"].found == "A Processor, 80 GiB, compute capability 9.0, and 1 more"
+    assert checks["precision"].found == "auto means bf16 here"
+
+
+def test_a_torch_that_does_not_load_is_wrong_and_says_why() -> None:
+    [check] = doctor.read_torch_answer(1, "", "Traceback\nModuleNotFoundError: No module named 'torch'\n", 1)
+    assert check.state == "wrong"
+    assert "No module named 'torch'" in check.found
+    assert check.cure is not None
+
+
+def test_a_folder_as_a_store_passes_every_check_and_is_left_empty(file_store: FileStore) -> None:
+    checks = list(doctor.check_store(file_store))
+    assert {check.name: check.state for check in checks} == {"store": "ok", "clock": "ok", "conditional writes": "ok"}
+    assert list(file_store.list("")) == []
+
+
+class Forgetful(FileStore):
+    """A store that gives back other bytes than it was given."""
+
+    def get(self, key: str) -> bytes:
+        return super().get(key)[1:]
+
+
+class Locked(FileStore):
+    """A store that takes nothing."""
+
+    def put(self, key: str, data: bytes) -> None:
+        raise StoreError(f"{key}: access denied", hint="ask for rights")
+
+
+class Naive(FileStore):
+    """A store like a server without conditional writes."""
+
+    def is_conditional(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "state"),
+    [
+        pytest.param(Forgetful, "store", "wrong", id="other bytes"),
+        pytest.param(Locked, "store", "wrong", id="no right to write"),
+        pytest.param(Naive, "conditional writes", "note", id="no conditional writes"),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_told_with_a_cure(
+    tmp_path: Path, kind: Callable[[Path], FileStore], name: str, state: str
+) -> None:
+    check = named(list(doctor.check_store(kind(tmp_path / "store"))))[name]
+    assert check.state == state
+    assert check.cure
+
+
+@pytest.mark.parametrize(
+    ("stamp", "state", "text"),
+    [
+        (1001.0, "ok", "agree"),
+        (1100.0, "wrong", "90 s ahead of"),
+        (900.0, "wrong", "100 s behind"),
+        (997.0, "ok", "agree"),
+    ],
+    ids=["between", "ahead", "behind", "a little behind"],
+)
+def test_clocks_that_differ_are_told(stamp: float, state: str, text: str) -> None:
+    check = doctor.check_clock(stamp, 1000.0, 1010.0)
+    assert check.state == state
+    assert text in check.found
+
+
+def test_space_counts_what_the_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / "images").write_bytes(b"x" * 4096)
+    check = doctor.check_space(tmp_path / "new" / "cache", "cache")
+    assert check.state in ("ok", "note")
+    assert "holds 0.0 GiB" in check.found
+    assert doctor._size(tmp_path) >= 4096
+
+
+def test_a_data_set_that_a_grid_wants_and_the_store_lacks_is_wrong(file_store: FileStore) -> None:
+    [check] = doctor.check_data_sets(file_store, ["cats"])
+    assert (check.name, check.state) == ("data set cats", "wrong")
+    assert "grid data import cats" in str(check.cure)
+
+
+def test_an_empty_store_is_worth_knowing_and_not_wrong(file_store: FileStore) -> None:
+    assert [check.state for check in doctor.check_data_sets(file_store)] == ["note"]
+
+
+def test_weights_are_looked_up_in_the_store(file_store: FileStore) -> None:
+    file_store.put("weights/net.pth", b"weights")
+    checks = list(doctor.check_weights(file_store, ["net.pth", "none.pth", "net.pth"]))
+    assert [check.state for check in checks] == ["ok", "wrong"]
+    assert "weights/none.pth" in str(checks[1].cure)
+
+
+def test_an_error_that_ends_a_check_is_told_as_a_check() -> None:
+    def broken() -> list[Check]:
+        raise StoreError("gone", hint="look for it")
+
+    assert list(doctor.guarded("data sets", broken)) == [Check("data sets", "wrong", "gone", "look for it")]

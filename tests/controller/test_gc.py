@@ -1,0 +1,204 @@
+"""What no grid wants is found, nothing else; what someone trains is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from controller.gc import (
+    DAY,
+    Contents,
+    Unwanted,
+    Wanted,
+    find_unwanted,
+    read_contents,
+    remove,
+    sweep_temporary,
+)
+from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
+from trainer.store import Entry, FileStore, NotFound
+
+NOW = 1_000_000_000.0
+NOTHING_WANTED = Wanted(frozenset(), frozenset(), frozenset())
+
+
+def contents(
+    keys: Iterable[str], *, age: float = 2 * DAY, blobs: dict[str, frozenset[str] | None] | None = None
+) -> Contents:
+    return Contents(tuple(Entry(key, 10, "v", NOW - age) for key in keys), blobs or {}, {})
+
+
+def wanted(*, grids: Iterable[str] = (), runs: Iterable[str] = (), data_sets: Iterable[str] = ()) -> Wanted:
+    return Wanted(frozenset(grids), frozenset(runs), frozenset(data_sets))
+
+
+def keys_of(found: Iterable[Unwanted]) -> list[str]:
+    return [key for item in found for key in item.keys]
+
+
+OF_A = ["results/a.json", "runs/a/blobs/1-x", "runs/a/lease.json", "runs/a/spec.yaml", "tests/a.json"]
+
+
+def test_all_objects_of_a_run_of_no_grid_are_found_and_its_lease_goes_last() -> None:
+    [item] = find_unwanted(contents([*OF_A, "failures/a.json"]), NOTHING_WANTED, NOW)
+    assert (item.kind, item.name, item.size) == ("run", "a", 60)
+    assert sorted(item.keys) == sorted([*OF_A, "failures/a.json"])
+    assert item.keys[0] == "failures/a.json"
+    assert item.keys[-1] == "runs/a/lease.json"
+
+
+def test_a_wanted_run_keeps_everything_that_its_checkpoint_names() -> None:
+    named = {"a": frozenset({"runs/a/blobs/1-x"})}
+    assert find_unwanted(contents(OF_A, blobs=named), wanted(runs=["a"]), NOW) == []
+
+
+def test_a_blob_that_nothing_names_is_found_once_it_is_a_day_old() -> None:
+    keys = [*OF_A, "runs/a/blobs/2-y"]
+    named = {"a": frozenset({"runs/a/blobs/1-x"})}
+    assert keys_of(find_unwanted(contents(keys, blobs=named), wanted(runs=["a"]), NOW)) == ["runs/a/blobs/2-y"]
+    assert find_unwanted(contents(keys, blobs=named, age=60), wanted(runs=["a"]), NOW) == []
+
+
+def test_what_cannot_be_read_keeps_its_blobs() -> None:
+    assert find_unwanted(contents(OF_A, blobs={"a": None}), wanted(runs=["a"]), NOW) == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param("weights/alexnet.pth", id="weights"),
+        pytest.param("notes.txt", id="a file of the user's"),
+        pytest.param("results/readme.txt", id="no result"),
+        pytest.param("results/old/a.json", id="a folder among the results"),
+    ],
+)
+def test_what_is_no_concern_of_the_grids_is_never_found(key: str) -> None:
+    assert find_unwanted(contents([key]), NOTHING_WANTED, NOW, data_sets=True) == []
+
+
+def test_data_sets_are_found_only_when_asked_for() -> None:
+    held = contents(["datasets/birds/index.json", "datasets/cats/index.json"])
+    assert find_unwanted(held, wanted(data_sets=["cats"]), NOW) == []
+    assert keys_of(find_unwanted(held, wanted(data_sets=["cats"]), NOW, data_sets=True)) == [
+        "datasets/birds/index.json"
+    ]
+
+
+def test_shards_that_an_index_does_not_name_are_found() -> None:
+    held = contents(["datasets/cats/index.json", "datasets/cats/new.tar", "datasets/cats/old.tar"])
+    named = Contents(held.objects, {}, {"cats": frozenset({"datasets/cats/new.tar"})})
+    assert keys_of(find_unwanted(named, wanted(data_sets=["cats"]), NOW)) == ["datasets/cats/old.tar"]
+
+
+def test_a_forgotten_grid_goes_with_its_decisions() -> None:
+    held = contents(["grids/a/decisions/lr.json", "grids/a/grid.yaml", "grids/b/grid.yaml"])
+    [item] = find_unwanted(held, wanted(grids=["b"]), NOW)
+    assert item.keys == ("grids/a/grid.yaml", "grids/a/decisions/lr.json")
+
+
+def checkpoint(*blobs: str, previous: object = None) -> bytes:
+    return json.dumps({"state": {"model": blobs[0]}, "best": {"model": blobs[-1]}, "previous": previous}).encode()
+
+
+def aged(store: FileStore) -> None:
+    """Make every object of the store two days old."""
+    for entry in store.list(""):
+        os.utime(store.local_path(entry.key), (time.time() - 2 * DAY,) * 2)
+
+
+def test_blobs_of_the_checkpoint_before_are_named_too(file_store: FileStore) -> None:
+    first, second, orphan = (f"runs/a/blobs/{name}" for name in ("1-x", "2-y", "3-z"))
+    for key in (first, second, orphan):
+        file_store.put(key, b"tensor")
+    file_store.put("runs/a/checkpoint.json", checkpoint(second, previous=json.loads(checkpoint(first))))
+    aged(file_store)
+    grids = wanted(runs=["a"])
+    assert keys_of(find_unwanted(read_contents(file_store, grids), grids, time.time())) == [orphan]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", ["runs/a/blobs/1-x"]), ("all", [])])
+def test_after_the_result_its_own_rule_says_which_blobs_stay(
+    file_store: FileStore, keep: str, expected: list[str]
+) -> None:
+    for name in ("1-x", "2-y"):
+        file_store.put(f"runs/a/blobs/{name}", b"tensor")
+    result = {"spec": {"checkpoint": {"keep": keep}}, "best_weights": "runs/a/blobs/2-y"}
+    file_store.put("results/a.json", json.dumps(result).encode())
+    aged(file_store)
+    grids = wanted(runs=["a"])
+    assert keys_of(find_unwanted(read_contents(file_store, grids), grids, time.time())) == expected
+
+
+def unwanted_run(store: FileStore) -> list[Unwanted]:
+    store.put("runs/a/spec.yaml", b"seed: 0\n")
+    return find_unwanted(read_contents(store, NOTHING_WANTED), NOTHING_WANTED, time.time())
+
+
+def test_removing_leaves_nothing_of_the_run(file_store: FileStore) -> None:
+    done = remove(file_store, unwanted_run(file_store))
+    assert [item.name for item in done.removed] == ["a"]
+    assert done.size == len(b"seed: 0\n")
+    assert list(file_store.list("")) == []
+
+
+def test_a_run_that_a_process_of_this_host_trains_is_left_alone(file_store: FileStore) -> None:
+    items = unwanted_run(file_store)
+    lock = run_lock(file_store, "a")
+    assert lock.acquire()
+    try:
+        done = remove(file_store, items)
+    finally:
+        lock.release()
+    assert done.removed == []
+    assert done.held == items
+    assert file_store.get("runs/a/spec.yaml") == b"seed: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "minutes", "released", "stays"),
+    [
+        pytest.param("elsewhere", 1, False, True, id="held elsewhere"),
+        pytest.param("elsewhere", 120, False, False, id="silent for long"),
+        pytest.param("elsewhere", 1, True, False, id="released"),
+        pytest.param(None, 1, False, False, id="of a killed process of this host"),
+    ],
+)
+def test_a_lease_of_another_host_keeps_a_run(
+    file_store: FileStore, host: str | None, minutes: int, released: bool, stays: bool
+) -> None:
+    lease = LeaseRecord(
+        holder="node-1:7",
+        host=host or this_host(),
+        attempt="0001-aaaaaaaa",
+        heartbeat=datetime.now(UTC) - timedelta(minutes=minutes),
+        released=released,
+    )
+    items = unwanted_run(file_store)
+    file_store.put(lease_key("a"), lease.model_dump_json().encode())
+    done = remove(file_store, items)
+    assert [item.name for item in done.held] == (["a"] if stays else [])
+
+
+def test_an_index_that_cannot_be_read_keeps_its_shards(file_store: FileStore) -> None:
+    file_store.put("datasets/cats/index.json", b"{}")
+    file_store.put("datasets/cats/shard-train-0.tar", b"tar")
+    aged(file_store)
+    assert find_unwanted(read_contents(file_store, NOTHING_WANTED), NOTHING_WANTED, time.time()) == []
+
+
+def test_only_old_temporary_files_are_swept(file_store: FileStore) -> None:
+    file_store.put("weights/net.pth", b"weights")
+    folder = file_store.root / "weights"
+    for name, age in ((".tmp-old", 2 * DAY), (".tmp-new", 0)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert sweep_temporary(file_store) == 1
+    assert not (folder / ".tmp-old").exists()
+    assert (folder / ".tmp-new").exists()
+    with pytest.raises(NotFound):
+        file_store.get("weights/none")

@@ -1,0 +1,157 @@
+"""What the documents show is true: grids are valid, commands are understood, links and names lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+
+from controller.cli import main
+from controller.grid import parse_grid
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.document}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield Block(path.name, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def shown(language: str) -> list[Block]:
+    return [block for block in blocks() if block.language == language]
+
+
+def commands() -> list[list[str]]:
+    """The words of each command that a console block shows."""
+    found = []
+    for block in shown("console"):
+        for line in block.text.splitlines():
+            if line.startswith("$ "):
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                found += list(_parts(words))
+    return found
+
+
+def _parts(words: list[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    for word in [*words, "&&"]:
+        if word != "&&":
+            part.append(word)
+        elif part:
+            yield part
+            part = []
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("block", shown("yaml"), ids=lambda block: block.id)
+def test_every_grid_that_is_shown_is_valid(block: Block) -> None:
+    assert parse_grid(block.text, block.id).stages
+
+
+@pytest.mark.parametrize("block", shown("python"), ids=lambda block: block.id)
+def test_every_module_that_is_shown_compiles(block: Block) -> None:
+    assert ast.parse(block.text).body
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "grid"], ids=" ".join)
+def test_every_command_that_is_shown_is_understood(words: list[str]) -> None:
+    context = main.make_context("grid", words[1:])
+    command: click.Command = main
+    rest = words[1:]
+    while isinstance(command, click.Group):
+        _, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command = found
+        context = command.make_context(words[0], list(rest), parent=context)
+    assert context.command is command
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=" ".join)
+def test_every_target_that_is_shown_is_in_the_makefile(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words[1:]:
+        name = word.partition("=")[0]
+        pattern = rf"^{name}\s*\?=" if "=" in word else rf"^{name}: .*## "
+        assert re.search(pattern, makefile, re.MULTILINE), word
+
+
+def test_no_other_program_is_shown_than_can_be_checked() -> None:
+    assert {words[0] for words in COMMANDS} <= {"grid", "make", "export", "eval"}
+
+
+def test_a_recipe_has_at_most_ten_lines() -> None:
+    recipes = [block for block in blocks() if block.document == "README.md"]
+    assert {block.id: block.text.count("\n") for block in recipes if block.text.count("\n") > 10} == {}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_of_the_project(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith(("http:", "https:"))]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def _defined(package: str, module: str) -> set[str]:
+    """Names of the functions, classes and methods (`Class.method`) of a module."""
+    names = set()
+    for node in ast.parse((ROOT / package / f"{module}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return names
+
+
+def test_every_function_that_the_life_of_a_run_names_is_there() -> None:
+    text = (ROOT / "docs" / "life-of-a-run.md").read_text(encoding="utf-8")
+    modules = {path.stem: path.parent.name for each in ("trainer", "controller") for path in (ROOT / each).glob("*.py")}
+    methods = {name for module, package in modules.items() for name in _defined(package, module)}
+    named = re.findall(r"`(\w+)\.(\w+)`", text)
+    assert len(named) > 20
+    lost = []
+    for owner, name in named:
+        is_file = name in ("json", "jsonl", "yaml", "txt", "tar")
+        known = name in _defined(modules[owner], owner) if owner in modules else f"{owner}.{name}" in methods
+        if not is_file and not known:
+            lost.append(f"{owner}.{name}")
+    assert lost == []
+
+
+def test_every_module_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## Modules")[2].partition("##")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    lost = []
+    for row in rows:
+        package = "trainer"
+        for name in re.findall(r"`([\w/.]+)`", row):
+            if name.startswith(("trainer/", "controller/")):
+                package, _, name = name.partition("/")
+            if not (ROOT / package / name).exists():
+                lost.append(f"{package}/{name}")
+    assert rows
+    assert lost == []
