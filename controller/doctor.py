@@ -32,9 +32,10 @@ TORCH_PATIENCE_SECONDS = 120.0
 ASK_TORCH = """
 import json, torch, torchvision
 from trainer import numerics
+from trainer.machine import available_threads
 from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
 spec = ExperimentSpec(data=DataSpec(name="any"), model=ModelSpec(architecture="any"))
-settled = numerics.settle(spec, numerics.pick_device(), numerics.available_threads())
+settled = numerics.settle(spec, numerics.pick_device(), available_threads())
 gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
 print(json.dumps({
     "torchvision": torchvision.__version__,
@@ -201,13 +202,6 @@ def _size(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept on this machine, as trainer/data.py has it."""
-    if os.environ.get("GRID_CACHE"):
-        return Path(os.environ["GRID_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-grid" / "images"
 
 
 def data_set_names(store: Store) -> list[str]:

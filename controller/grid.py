@@ -154,7 +154,7 @@ class GridFile(Frozen):
     base: ExperimentSpec = Field(description="values that every experiment starts from")
     seeds: Seeds = Field(default=1, description="how many seeds, counted from 0, or a list of them")
     max_failed: NonNegativeInt | None = Field(
-        default=None, description="failed runs at which the grid stops starting others; null never stops"
+        default=None, description="with more failed runs than this, no other is started; null never stops"
     )
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(
         description="in the order of the table; each may start from what an earlier one kept"

@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
         ) as attempt:
             attempt_name = attempt.lease.attempt
             try:
-                if given.test:
+                if _exists(store, done):  # another attempt finished between the first look and the lease
+                    log.info("%s came into the store meanwhile: nothing to do", done)
+                elif given.test:
                     running.test_experiment(attempt)
                 else:
                     running.run_experiment(attempt)

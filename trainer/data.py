@@ -33,7 +33,6 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import PIL
-import psutil
 import torch
 from PIL import Image, features
 from torch import Tensor
@@ -57,7 +56,7 @@ from trainer.augment import (
 from trainer.dataset import DatasetIndex, ImageEntry, PartName, resized_shape
 from trainer.decode import decode_image
 from trainer.failure import DataError, StoreError
-from trainer.numerics import available_threads
+from trainer.machine import available_memory, available_threads, cache_folder
 from trainer.spec import AugmentationSpec, DataSpec
 from trainer.store import NotFound, Store
 
@@ -95,7 +94,7 @@ class Cache:
         `progress` is called with images done and in all while a part is decoded, and again and again while another
         process does that; what it raises ends the filling.
         """
-        self.folder = folder if folder is not None else _default_folder()
+        self.folder = folder if folder is not None else cache_folder() / "images"
         self.threads = threads or available_threads()
         self.progress = progress or _no_progress
         self._budget = int(MEMORY_SHARE * available_memory()) if budget_bytes is None else budget_bytes
@@ -110,49 +109,6 @@ class Cache:
 
 def _no_progress(_done: int, _total: int) -> None:
     pass
-
-
-def _default_folder() -> Path:
-    if os.environ.get("GRID_CACHE"):
-        return Path(os.environ["GRID_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-grid" / "images"
-
-
-def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: the least of what the machine and each cgroup above it leaves.
-
-    Page cache that can be given back counts as free. Control groups of version 1 and 2 are read.
-    """
-    available = [psutil.virtual_memory().available]
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            names = ("memory.max", "memory.current", "inactive_file")
-            root = cgroups
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            root = cgroups / "memory"
-        else:
-            continue
-        inner = root / path.lstrip("/")
-        # in a container the path may be the host's, and the container's own group lies at the root
-        groups = [inner, *inner.parents] if inner.is_dir() else [root]
-        available += [left for group in groups if group.is_relative_to(root) for left in _left(group, *names)]
-    return max(0, min(available))
-
-
-def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) -> list[int]:
-    try:
-        limit, usage = ((group / name).read_text().strip() for name in (limit_name, usage_name))
-        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        reclaimable = sum(int(line[1]) for line in lines if line[0] == reclaimable_name)
-    except OSError:
-        return []
-    return [] if limit == "max" else [int(limit) - int(usage) + reclaimable]
 
 
 class Part:

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import http.client
 import json
-import os
 import random
 import time
 import urllib.error
@@ -26,6 +25,7 @@ from typing import Protocol
 
 from trainer.failure import DataError
 from trainer.lease import HostLock
+from trainer.machine import cache_folder
 
 RETRIES = 5
 FIRST_PAUSE = 0.5  # seconds; doubled after each try that brings nothing
@@ -64,7 +64,7 @@ def download(
     `folder` holds what has arrived; none means the user's cache folder. Raises DataError when the server refuses, does
     not answer, or sends more than `max_bytes`, and when the file's SHA-256 is not `sha256`.
     """
-    part = (folder or _cache_folder()) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+    part = (folder or cache_folder() / "downloads") / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
     lock = HostLock(part.with_suffix(".lock"))
     if not lock.acquire():
         raise DataError(f"source {url}: another process is fetching it", hint="wait for it, or stop it")
@@ -80,10 +80,6 @@ def download(
         _forget(part)
     finally:
         lock.release()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-grid" / "downloads"
 
 
 def check_sha256(file: Path, origin: str, expected: str) -> None:
@@ -140,7 +136,7 @@ def _request(url: str, part: Path, max_bytes: int, progress: Progress) -> _Answe
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"source {url}: no space left in {part.parent} after {_size(part)} bytes",
-                hint="set XDG_CACHE_HOME to a folder with more room",
+                hint="set GRID_CACHE to a folder with more room",
             ) from error
         return _Answer(is_whole=False, fault=f"no answer: {error}")
 

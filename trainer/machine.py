@@ -74,6 +74,13 @@ def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) 
     return [] if limit == "max" else [int(limit) - int(usage) + reclaimable]
 
 
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this machine keeps what it can make anew, decoded images above all: GRID_CACHE, or the user's cache."""
+    if environment.get("GRID_CACHE"):
+        return Path(environment["GRID_CACHE"])
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-grid"
+
+
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> tuple[str, ...]:
     """The GPUs this process may use, each as CUDA_VISIBLE_DEVICES names it alone; none where there is no driver."""
     nodes = [path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]

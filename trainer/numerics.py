@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
@@ -73,29 +72,6 @@ def apply(numerics: Numerics) -> None:
     torch.backends.cudnn.deterministic = numerics.deterministic
     # nothing here reads memory before it writes it, so filling it would only cost time
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property set on a module
-
-
-def available_threads() -> int:
-    """CPU threads to use: OMP_NUM_THREADS where it is set, else the processors this process may run on."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else min(_affinity(), _cgroup_cpus())
-
-
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cgroup_cpus() -> int:
-    """Whole processors that the cgroup's quota gives, at least one; a large number without a quota."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        try:
-            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return 1 << 16
-    return 1 << 16 if quota in ("max", "-1") else max(1, int(quota) // int(period))
 
 
 def _precision(spec: ExperimentSpec, device: torch.device) -> str:

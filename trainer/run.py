@@ -26,6 +26,7 @@ from trainer.data import Cache, Loader, Part, open_part
 from trainer.dataset import DatasetIndex, PartName, load_index
 from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
 from trainer.lease import Lease
+from trainer.machine import available_threads
 from trainer.model import Network, build_network
 from trainer.optim import build_optimizer
 from trainer.recorder import LogBuffer, Recorder
@@ -119,7 +120,7 @@ def settle(attempt: Attempt, device: torch.device) -> Numerics:
     try:
         return Numerics.model_validate_json(attempt.store.get(key))
     except NotFound:
-        settled = numerics_of.settle(attempt.spec, device, numerics_of.available_threads())
+        settled = numerics_of.settle(attempt.spec, device, available_threads())
     try:
         attempt.store.create(key, settled.model_dump_json(indent=2).encode())
     except Conflict:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from trainer.failure import SpecError, StoreError
+from trainer.machine import cache_folder
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -801,10 +802,9 @@ class S3Store:
         _check_key(key)
 
     def lock_path(self, name: str) -> Path:
-        """A path in this user's cache folder, the same for every process that uses this store."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        """A path in the cache folder, the same for every process that uses this store."""
         store = hashlib.sha256(f"{self.endpoint}\0{self.uri}".encode()).hexdigest()[:16]
-        path = cache / "experiment-grid" / "locks" / store / _check_key(name).replace("/", "_")
+        path = cache_folder() / "locks" / store / _check_key(name).replace("/", "_")
         with _file_errors("locking", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path

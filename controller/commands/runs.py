@@ -98,7 +98,7 @@ def run(
     from controller.local import run_grid
 
     found = named_grid(grid, sets, seeds, new_name)
-    store = the_store(patience_seconds=30 * 60)
+    store = the_store()
     outcome = run_grid(found, store, only=only, stages=stages, parallel=parallel, resume=resume, update=update)
     if not outcome.stopped:
         _leave_tables(found, store)

@@ -155,6 +155,7 @@ def _checks(given: str | None) -> Iterator[Check]:
     from controller import doctor
     from controller.search import wanted
     from trainer.failure import GridError
+    from trainer.machine import cache_folder
 
     needs = None
     if given is not None:
@@ -165,7 +166,7 @@ def _checks(given: str | None) -> Iterator[Check]:
             yield doctor.Check("grid", "wrong", error.message, error.hint)
     yield from doctor.check_machine()
     yield from doctor.check_torch()
-    yield doctor.check_space(doctor.cache_folder(), "image cache")
+    yield doctor.check_space(cache_folder(), "cache")
     try:
         store = the_store(patience_seconds=10)
     except GridError as error:

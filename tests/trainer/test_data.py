@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import trainer.data
-from trainer.data import Cache, Loader, Part, available_memory, open_part
+from trainer.data import Cache, Loader, Part, open_part
 from trainer.dataset import PARTS, DatasetIndex, Images, Shard, Split, dataset_key
 from trainer.dataset import Part as PartFacts
 from trainer.decode import decode_image
@@ -421,46 +421,3 @@ def test_parts_share_one_budget(store: FileStore, index: DatasetIndex, tmp_path:
     train, validation = (open_part(index, SPEC, name, store, cache) for name in ("train", "validation"))
     assert train.pixels is not None
     assert validation.pixels is None
-
-
-GIB = 1 << 30
-GROUPS = {
-    "version-2": (
-        "0::/a/b\n",
-        {"a/memory.max": GIB, "a/memory.current": GIB // 2, "a/memory.stat": f"inactive_file {GIB // 4}"},
-        GIB * 3 // 4,
-    ),
-    "version-2-inner-is-tighter": (
-        "0::/a/b\n",
-        {"a/memory.max": GIB, "a/memory.current": 0, "a/b/memory.max": GIB // 8, "a/b/memory.current": 0},
-        GIB // 8,
-    ),
-    "version-1": (
-        "4:memory:/x\n2:cpu:/x\n",
-        {"memory/x/memory.limit_in_bytes": GIB // 2, "memory/x/memory.usage_in_bytes": GIB // 8},
-        GIB * 3 // 8,
-    ),
-    "version-1-of-a-container": (
-        "4:cpu,memory:/docker/host-path\n",
-        {"memory/memory.limit_in_bytes": GIB // 2, "memory/memory.usage_in_bytes": 0},
-        GIB // 2,
-    ),
-}
-
-
-@pytest.mark.parametrize(("own", "files", "expected"), GROUPS.values(), ids=GROUPS.keys())
-def test_available_memory_is_what_the_control_group_leaves(
-    tmp_path: Path, own: str, files: dict[str, object], expected: int
-) -> None:
-    (tmp_path / "own").write_text(own)
-    for name, value in files.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
-        (path.parent / "memory.stat").touch()
-        (path.parent / "b").mkdir(exist_ok=True)
-    assert available_memory(tmp_path / "cgroup", tmp_path / "own") == expected
-
-
-def test_available_memory_without_control_groups_is_the_machines(tmp_path: Path) -> None:
-    assert available_memory(tmp_path, tmp_path / "none") > 0

@@ -55,16 +55,47 @@ def test_a_cgroups_quota_bounds_the_processors(tmp_path: Path, files: dict[str, 
     assert machine._cgroup_processors(tmp_path) == processors
 
 
-def test_the_tightest_group_bounds_the_memory(tmp_path: Path) -> None:
-    inner = tmp_path / "pods" / "one"
-    inner.mkdir(parents=True)
-    for folder, limit, usage in ((inner, "max", 0), (inner.parent, "1000000", 400_000)):
-        (folder / "memory.max").write_text(f"{limit}\n")
-        (folder / "memory.current").write_text(f"{usage}\n")
-        (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
-    own = tmp_path / "cgroup"
-    own.write_text("0::/pods/one\n")
-    assert available_memory(tmp_path, own) == 1_000_000 - 400_000 + 100_000
+GIB = 1 << 30
+GROUPS = {
+    "version-2": (
+        "0::/a/b\n",
+        {"a/memory.max": GIB, "a/memory.current": GIB // 2, "a/memory.stat": f"inactive_file {GIB // 4}"},
+        GIB * 3 // 4,
+    ),
+    "version-2-inner-is-tighter": (
+        "0::/a/b\n",
+        {"a/memory.max": GIB, "a/memory.current": 0, "a/b/memory.max": GIB // 8, "a/b/memory.current": 0},
+        GIB // 8,
+    ),
+    "version-1": (
+        "4:memory:/x\n2:cpu:/x\n",
+        {"memory/x/memory.limit_in_bytes": GIB // 2, "memory/x/memory.usage_in_bytes": GIB // 8},
+        GIB * 3 // 8,
+    ),
+    "version-1-of-a-container": (
+        "4:cpu,memory:/docker/host-path\n",
+        {"memory/memory.limit_in_bytes": GIB // 2, "memory/memory.usage_in_bytes": 0},
+        GIB // 2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("own", "files", "expected"), GROUPS.values(), ids=GROUPS.keys())
+def test_available_memory_is_what_the_control_group_leaves(
+    tmp_path: Path, own: str, files: dict[str, object], expected: int
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, value in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+        (path.parent / "memory.stat").touch()
+        (path.parent / "b").mkdir(exist_ok=True)
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own") == expected
+
+
+def test_available_memory_without_control_groups_is_the_machines(tmp_path: Path) -> None:
+    assert available_memory(tmp_path, tmp_path / "none") > 0
 
 
 @pytest.mark.parametrize(
