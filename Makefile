@@ -16,6 +16,8 @@ GRID_CLI   = $(BIN)/grid --store '$(STORE)'
 CODE       = trainer controller tests $(wildcard benchmarks)
 SHELL      = /bin/bash
 MAKEFLAGS += --no-print-directory
+# torch is 2,600 modules: without the bytecode kept beside them every start would compile them anew, for seconds
+unexport PYTHONDONTWRITEBYTECODE
 
 export PYTHONUNBUFFERED = 1
 

@@ -18,7 +18,7 @@ from trainer.store import NotFound, Store
 RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
 PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
 NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
-FEW = 64  # so many objects are asked for one by one sooner than a listing of a remote store is paged through
+FEW = 64  # so many objects are asked for one by one sooner than a listing is paged through
 
 Stored = TypeVar("Stored", bound=BaseModel)
 OfRun = TypeVar("OfRun", Result, ResultNumbers, TestResult, Failure)
@@ -101,7 +101,7 @@ def _read_runs(
     is_listed = runs is None
     wanted = _present(store, prefix) if runs is None else list(dict.fromkeys(runs))
     missing = [run for run in wanted if run not in known]
-    if len(missing) > FEW and not is_listed and not _is_folder(store):
+    if len(missing) > FEW and not is_listed:
         there = set(_present(store, prefix))
         missing = [run for run in missing if run in there]
         is_listed = True

@@ -36,13 +36,13 @@ from controller.archive import (
     write_run_spec,
 )
 from controller.grid import Grid
-from controller.knowledge import active_runs, read_decisions, read_failures, read_leases, read_results, read_tests
+from controller.knowledge import active_runs, read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
 from controller.search import Decision, Expansion, Facts, Run, Waiting, decide, expand, wanted
 from controller.workers import Machine, Share, Work, Worker, Workers, share_of, show_exit, this_machine
 from trainer.failure import FINAL_EXITS, ExitCode, Failure, SpecError, StoreError
 from trainer.lease import EXPIRY_SECONDS, LeaseRecord, run_lock, this_host
-from trainer.result import Result, TestResult
+from trainer.result import ResultNumbers, TestResult
 from trainer.spec import ExperimentSpec
 from trainer.store import Store
 
@@ -61,7 +61,7 @@ class Known:
     """What the store says of a grid's runs."""
 
     decisions: Mapping[str, Decision] = field(default_factory=dict)
-    results: Mapping[str, Result] = field(default_factory=dict)
+    results: Mapping[str, ResultNumbers] = field(default_factory=dict)
     tests: Mapping[str, TestResult] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
 
@@ -369,7 +369,7 @@ class Session:
             tested = {work.run for work in self.all_work if work.is_test}
             self.known = Known(
                 decisions,
-                read_results(self.store, self.runs, self.known.results),
+                read_numbers(self.store, self.runs, self.known.results),
                 read_tests(self.store, tested, self.known.tests),
                 read_failures(self.store, self.runs),
             )
@@ -460,7 +460,7 @@ class Session:
         if (seen := self.look(work, None)) is not None:
             self._went_elsewhere(work, seen)
             return
-        if run.id in (read_tests if work.is_test else read_results)(self.store, [run.id]):
+        if run.id in (read_tests if work.is_test else read_numbers)(self.store, [run.id]):
             self._observe_at = time.monotonic()  # another process of the same grid was faster
             return
         write_run_spec(self.store, run)
@@ -516,7 +516,7 @@ class Session:
         else:
             if worker.epoch:  # it may have found its result in the store
                 self._durations.append(time.monotonic() - worker.started)
-            result = read_results(self.store, [run]).get(run)
+            result = read_numbers(self.store, [run]).get(run)
             told = (
                 f"validation accuracy {result.validation_accuracy:.4f}, loss {result.validation_loss:.4f} "
                 f"in epoch {result.best_epoch}"
@@ -653,13 +653,13 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
     decisions = read_decisions(store, grid.name)
     expansion = expand(grid, decisions, facts)
     runs = expansion.runs()
-    known = Known(decisions, read_results(store, runs), read_tests(store, runs), read_failures(store, runs))
+    known = Known(decisions, read_numbers(store, runs), read_tests(store, runs), read_failures(store, runs))
     said = decide(grid, expansion, known.results, known.failures, now())
     waiting = {
         stage: each.reason if isinstance(each, Waiting) else "for `grid run` to record its decision"
         for stage, each in said.items()
     }
-    unfinished = [run for run in runs if run not in known.results or run not in known.tests]
+    unfinished = dict.fromkeys(work.run for work in chosen_work(expansion, Choice()) if not known.is_done(work))
     return Status(expansion, known, active_runs(read_leases(store, unfinished), now()), waiting)
 
 

@@ -25,7 +25,7 @@ from controller.grid import (
 from trainer.document import MAX_ERRORS, Path, Problem, problems_of, show_value, spec_error
 from trainer.failure import DataError, ExitCode, Failure, SpecError
 from trainer.identity import Identifier, run_id, with_seed
-from trainer.result import Record, Result
+from trainer.result import Record, ResultNumbers
 from trainer.spec import DataSpec, ExperimentSpec, ModelSpec, RunSpec, lower_is_better
 
 
@@ -547,7 +547,11 @@ def _pinned_tests(grid: Grid, stage: Stage, earlier: Sequence[StageExpansion]) -
 
 
 def decide(
-    grid: Grid, expansion: Expansion, results: Mapping[str, Result], failures: Mapping[str, Failure], now: datetime
+    grid: Grid,
+    expansion: Expansion,
+    results: Mapping[str, ResultNumbers],
+    failures: Mapping[str, Failure],
+    now: datetime,
 ) -> dict[str, Decision | Waiting]:
     """For each stage without a decision: the decision to record, or why there is none yet.
 
@@ -572,7 +576,7 @@ def decide(
 def decide_stage(
     stage: Stage,
     experiments: Sequence[Experiment],
-    results: Mapping[str, Result],
+    results: Mapping[str, ResultNumbers],
     failures: Mapping[str, Failure],
     now: datetime,
     pinned: tuple[str, ...] = (),
@@ -628,7 +632,7 @@ def _seen(experiment: Experiment, value: float | None, reason: str | None) -> Ro
 
 
 def _judged(
-    experiment: Experiment, metric: str, results: Mapping[str, Result], failures: Mapping[str, Failure]
+    experiment: Experiment, metric: str, results: Mapping[str, ResultNumbers], failures: Mapping[str, Failure]
 ) -> _Judged:
     values = [float(getattr(results[run.id], metric)) for run in experiment.runs if run.id in results]
     lost = [failures[run.id] for run in experiment.runs if run.id in failures and run.id not in results]

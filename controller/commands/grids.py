@@ -9,7 +9,7 @@ import click
 from controller.commands.surface import (
     as_option,
     count_text,
-    fitting_decisions,
+    fitting_expansion,
     grid_argument,
     grid_facts,
     json_option,
@@ -24,7 +24,6 @@ from controller.commands.surface import (
 
 if TYPE_CHECKING:
     from controller.grid import Grid, Stage
-    from controller.search import Decision
     from trainer.store import Store
 
 
@@ -129,14 +128,14 @@ def plan(
     """
     from controller.knowledge import read_results
     from controller.plan import ROWS_SHOWN, make_plan, plan_text, speeds_of
-    from controller.search import expand
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
     facts = grid_facts(found, store)
-    decisions: dict[str, Decision] = fitting_decisions(found, store, facts)
     results = read_results(store)
-    planned = make_plan(found, expand(found, decisions, facts), facts, results.keys(), speeds_of(results.values()))
+    planned = make_plan(
+        found, fitting_expansion(found, store, facts), facts, results.keys(), speeds_of(results.values())
+    )
     if as_json:
         print_json(planned.record())
     else:

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from controller.grid import Grid
-    from controller.search import Decision, Facts
+    from controller.search import Expansion, Facts
     from trainer.store import Store
 
 DEFAULT_STORE = "file://./store"
@@ -186,8 +186,8 @@ def stored_or_named_grid(given: str, store: Store) -> Grid:
     return stored
 
 
-def fitting_decisions(grid: Grid, store: Store, facts: Facts) -> dict[str, Decision]:
-    """The store's decisions for the grid's name, without those over other rows than the grid has."""
+def fitting_expansion(grid: Grid, store: Store, facts: Facts) -> Expansion:
+    """The grid with the store's decisions for its name, without those over other rows than the grid has."""
     from controller.knowledge import read_decisions
     from controller.search import DecisionMismatch, expand
 
@@ -196,12 +196,10 @@ def fitting_decisions(grid: Grid, store: Store, facts: Facts) -> dict[str, Decis
     decisions = {stage: decision for stage, decision in decisions.items() if stage in stages}
     while True:
         try:
-            expand(grid, decisions, facts)
+            return expand(grid, decisions, facts)
         except DecisionMismatch as mismatch:
             note(f"the decision of stage {mismatch.stage} in {store.uri} does not fit this grid and is left out")
             del decisions[mismatch.stage]
-        else:
-            return decisions
 
 
 def grid_facts(grid: Grid, store: Store) -> Facts:

@@ -15,7 +15,8 @@ from stores import BUCKET, FlakyServer
 from controller.knowledge import read_metrics
 from trainer.__main__ import main
 from trainer.checkpoint import Checkpoint
-from trainer.dataset import DatasetIndex
+from trainer.data import Cache, open_part
+from trainer.dataset import PARTS, DatasetIndex
 from trainer.failure import ExitCode, Failure
 from trainer.identity import run_id, write_spec
 from trainer.lease import run_lock
@@ -49,7 +50,10 @@ class StopAfter(StopSignal):
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileStore, DatasetIndex]:
     folder = tmp_path_factory.mktemp("pictures")
     store = FileStore(folder / "store")
-    return store, import_pictures(store, folder / "images")
+    index = import_pictures(store, folder / "originals")
+    for name in PARTS:  # decoded here, so that a run's looks at its stop signal can be counted
+        open_part(index, tiny_run(index).data, name, store, Cache(folder / "images"))
+    return store, index
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def data(
     store = FileStore(tmp_path / "folder")
     for entry in shared.list("datasets/"):
         store.put(entry.key, shared.get(entry.key))
-    monkeypatch.setenv("GRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRID_CACHE", str(shared.root.parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return store, index
 
