@@ -35,6 +35,11 @@ def read_results(
     return _read_runs(store, RESULTS, Result, runs, known or {})
 
 
+def runs_with_results(store: Store) -> list[str]:
+    """Ids of all runs that have a result, of whatever grid."""
+    return _present(store, RESULTS)
+
+
 def read_numbers(
     store: Store, runs: Collection[str] | None = None, known: Mapping[str, ResultNumbers] | None = None
 ) -> dict[str, ResultNumbers]:

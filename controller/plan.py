@@ -19,6 +19,7 @@ MAX_OUTCOMES = 2_000  # ways in which open stages may be decided that are gone t
 MAX_ROWS = 50_000  # rows that going through them may build
 BYTES_PER_NUMBER = 4  # parameters and optimiser state are fp32 at every precision
 ROWS_SHOWN = 12
+SPEED_SAMPLE = 100  # results of one network that are read to know its speed: ids are hashes, so any are a fair sample
 
 
 class SpeedKey(NamedTuple):
@@ -110,6 +111,21 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """The plan as plain values for JSON."""
         return dataclasses.asdict(self) | {"bounds": "pairs of least (null: not worked out) and most"}
+
+
+def runs_alike(expansion: Expansion, finished: Iterable[str]) -> list[str]:
+    """Of the runs that are `finished`, some of each network that the grid trains: their results tell the speed."""
+    networks = {_network(run) for run in expansion.runs()}
+    alike: dict[str, list[str]] = {}
+    for run in finished:
+        if _network(run) in networks:
+            alike.setdefault(_network(run), []).append(run)
+    return [run for runs in alike.values() for run in runs[:SPEED_SAMPLE]]
+
+
+def _network(run: str) -> str:
+    """The part of a run's id that names its architecture."""
+    return run.rpartition("-")[0]
 
 
 def speeds_of(results: Iterable[Result]) -> dict[SpeedKey, Speed]:

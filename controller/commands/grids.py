@@ -126,16 +126,16 @@ def plan(
       grid plan demo
       grid plan demo --seeds 5 --set epochs=20
     """
-    from controller.knowledge import read_results
-    from controller.plan import ROWS_SHOWN, make_plan, plan_text, speeds_of
+    from controller.knowledge import read_results, runs_with_results
+    from controller.plan import ROWS_SHOWN, make_plan, plan_text, runs_alike, speeds_of
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
     facts = grid_facts(found, store)
-    results = read_results(store)
-    planned = make_plan(
-        found, fitting_expansion(found, store, facts), facts, results.keys(), speeds_of(results.values())
-    )
+    expansion = fitting_expansion(found, store, facts)
+    finished = runs_with_results(store)
+    speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
+    planned = make_plan(found, expansion, facts, set(finished), speeds)
     if as_json:
         print_json(planned.record())
     else:
