@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from controller.search import Decision
 from trainer.failure import DataError, Failure
 from trainer.lease import EXPIRY_SECONDS, LeaseRecord, lease_key
-from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult
+from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult, parse_record
 from trainer.store import NotFound, Store
 
 RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
@@ -20,7 +18,6 @@ PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
 NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
 FEW = 64  # so many objects are asked for one by one sooner than a listing is paged through
 
-Stored = TypeVar("Stored", bound=BaseModel)
 OfRun = TypeVar("OfRun", Result, ResultNumbers, TestResult, Failure)
 
 
@@ -63,13 +60,13 @@ def read_decisions(store: Store, grid: str) -> dict[str, Decision]:
     """What the stages of `grid` have kept so far, by stage. Raises DataError on a corrupt decision."""
     prefix = f"grids/{grid}/decisions/"
     keys = [entry.key for entry in store.list(prefix) if entry.key.endswith(".json")]
-    return {_name(key, prefix): _parsed(Decision, key, data) for key, data in _listed(store, keys)}
+    return {_name(key, prefix): parse_record(Decision, key, data) for key, data in _listed(store, keys)}
 
 
 def read_leases(store: Store, runs: Collection[str]) -> dict[str, LeaseRecord]:
     """The lease of each of `runs` that ever had one, by run id."""
     keys = {lease_key(run): run for run in runs}
-    return {keys[key]: _parsed(LeaseRecord, key, data) for key, data in _tried(store, list(keys))}
+    return {keys[key]: parse_record(LeaseRecord, key, data) for key, data in _tried(store, list(keys))}
 
 
 def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
@@ -79,10 +76,10 @@ def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
     merged: list[EpochMetrics] = []
     for key, data in _listed(store, sorted(keys, key=lambda key: (key.rpartition("/")[0], key.endswith(METRICS)))):
         if key.endswith(PROVENANCE):
-            resumed_from = _parsed(Provenance, key, data).resumed_from
+            resumed_from = parse_record(Provenance, key, data).resumed_from
             merged = [row for row in merged if resumed_from is not None and row.epoch <= resumed_from.epoch]
         else:
-            merged += [_parsed(EpochMetrics, key, line) for line in data.splitlines()]
+            merged += [parse_record(EpochMetrics, key, line) for line in data.splitlines()]
     return merged
 
 
@@ -114,7 +111,7 @@ def _read_runs(
     keys = [f"{prefix}{run}.json" for run in missing]
     for key, data in _listed(store, keys) if is_listed else _tried(store, keys):
         run = _name(key, prefix)
-        read[run] = record = _parsed(model, key, data)
+        read[run] = record = parse_record(model, key, data)
         if record.run != run:
             raise DataError(
                 f"{key}: holds run {record.run}, expected {run}",
@@ -162,15 +159,3 @@ def _tried(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     with ThreadPoolExecutor(NUM_CONNECTIONS, thread_name_prefix="read") as pool:
         for start in range(0, len(keys), FEW):  # an error ends the reading within so many requests
             yield from filter(None, pool.map(get, keys[start : start + FEW]))
-
-
-def _parsed(model: type[Stored], key: str, data: bytes) -> Stored:
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{key}: got {len(data)} bytes that are no {model.__name__}: {f'{place}: ' if place else ''}{first['msg']}",
-            hint="remove this object and run the grid again: what it held is computed anew",
-        ) from error

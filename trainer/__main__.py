@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.failure import (
     DeviceError,
@@ -16,6 +16,7 @@ from trainer.failure import (
     Failure,
     GridError,
     SpecError,
+    Stopped,
     StoreError,
     failure_of,
     write_termination_message,
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
     if stop is None:
         stop = StopSignal()
         stop.listen()
-    given = parser().parse_args(argv)
     run, store, buffer, attempt_name = None, None, None, None
     patience = Patience(stop)
     try:
+        given = parser().parse_args(argv)
         store = open_store(given.store, patience_seconds=given.store_patience, on_retry=patience.spend)
         run, spec = load_spec(given.spec, store)
         done = f"{'tests' if given.test else 'results'}/{run}.json"
@@ -84,10 +85,10 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
                 else:
                     running.run_experiment(attempt)
             except Exception as error:
-                if not isinstance(error, GridError):
-                    log.exception("the attempt failed")
                 patience.is_over = isinstance(error, StoreError)
-                raise _translated(error) from error
+                error = _translated(error)
+                _say(error)  # while the attempt's log can still be written
+                raise error
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - the process's last line: whatever ends it is recorded and becomes an exit code
         return _fail(error, run, attempt_name, store, buffer)
@@ -116,9 +117,14 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"command line: {message}", hint=self.format_usage().strip())
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="python -m trainer",
         description="Train one run to its end, going on from its newest checkpoint. Exit codes: "
         "0 result in the store, 64 spec wrong, 65 data or weights wrong, 69 store unreachable, 70 training failed for "
@@ -208,13 +214,9 @@ def _fail(
     error: BaseException, run: str | None, attempt: str | None, store: Store | None, buffer: LogBuffer | None
 ) -> int:
     """Record the failure where it can be found later, and say it; its exit code."""
+    if attempt is None:
+        _say(error)
     failure = failure_of(error, run or "unknown", attempt, buffer.tail if buffer else [])
-    if failure.exit_code == ExitCode.STOPPED:
-        log.info("stopped: %s", failure.message)
-    elif isinstance(error, GridError):
-        log.error("%s", error)
-    else:
-        log.error("%s", failure.message, exc_info=error)
     try:
         write_termination_message(failure)
         if store is not None and run is not None:
@@ -222,6 +224,15 @@ def _fail(
     except (GridError, OSError) as second:
         log.warning("the failure could not be recorded: %s", second)
     return failure.exit_code
+
+
+def _say(error: BaseException) -> None:
+    if isinstance(error, Stopped):
+        log.info("stopped: %s", error.message)
+    elif isinstance(error, GridError):
+        log.error("%s", error)
+    else:
+        log.error("the attempt failed", exc_info=error)
 
 
 def _store_failure(failure: Failure, store: Store) -> None:

@@ -42,6 +42,7 @@ class _Purpose(IntEnum):
     ORDER = 1
     AUGMENTATION = 2
     MODEL = 3
+    WEIGHTS = 4
 
 
 class Colour(IntEnum):
@@ -68,6 +69,11 @@ def derived_seed(seed: int, restart: int, epoch: int, step: int, micro_batch: in
     """The seed for torch.manual_seed before one micro-batch (dropout): below 2**63."""
     sequence = _sequence(_Purpose.MODEL, seed, restart, epoch, step, micro_batch)
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def weights_seed(seed: int) -> int:
+    """The seed for torch.manual_seed before the first weights are drawn: below 2**63."""
+    return int(_sequence(_Purpose.WEIGHTS, seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _philox(purpose: _Purpose, seed: int, *place: int) -> np.random.Philox:

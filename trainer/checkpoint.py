@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.failure import DataError
+from trainer.failure import DataError, Stopped
 from trainer.lease import Lease
-from trainer.result import EpochMetrics, Record
-from trainer.store import NotFound, Store
+from trainer.result import EpochMetrics, Record, parse_record
+from trainer.store import Conflict, NotFound, Store
 
 HASH_DIGITS = 16  # of a blob's SHA-256, in its name
 
@@ -46,6 +46,7 @@ class Progress(Record):
     images: int = Field(default=0, description="training and validation images of finished epochs")
     wall_seconds: float = Field(default=0.0, description="time of all attempts up to here, start-up included")
     peak_memory_bytes: int = 0
+    exact: bool = Field(default=True, description="whether all of it was computed by the first attempt's numerics")
 
 
 class Checkpoint(Record):
@@ -105,7 +106,7 @@ class CheckpointStore:
             data, self._version = self.store.get_versioned(checkpoint_key(self.run))
         except NotFound:
             return None
-        candidate: Checkpoint | None = Checkpoint.model_validate_json(data)
+        candidate: Checkpoint | None = parse_record(Checkpoint, checkpoint_key(self.run), data)
         assert candidate is not None
         self._sequence = candidate.sequence
         problems = []
@@ -157,17 +158,23 @@ class CheckpointStore:
             previous=before.model_copy(update={"previous": None}) if before else None,
         )
         self.lease.check()
-        data = written.model_dump_json().encode()
-        key = checkpoint_key(self.run)
-        if self._version is None:
-            self.store.create(key, data)
-            self._version = self.store.get_versioned(key)[1]
-        else:
-            self._version = self.store.replace(key, data, self._version)
+        self._move_pointer(written.model_dump_json().encode())
         self.current, self._sequence = written, written.sequence
         for stale in _keys(before.previous if before else None) - _keys(written) - _keys(written.previous):
             self.store.delete(stale)
         return written
+
+    def _move_pointer(self, data: bytes) -> None:
+        key = checkpoint_key(self.run)
+        try:
+            if self._version is None:
+                self.store.create(key, data)
+                self._version = self.store.get_versioned(key)[1]
+            else:
+                self._version = self.store.replace(key, data, self._version)
+        except (Conflict, NotFound) as error:
+            self.lease.lose()
+            raise Stopped(f"run {self.run}: another attempt wrote its checkpoint meanwhile") from error
 
     def _write_snapshot(self, tensors: Snapshot) -> Blobs:
         if tensors.blobs is None:
@@ -185,14 +192,11 @@ class CheckpointStore:
         self.store.put(key, data)
         return key
 
-    def retain(self, keep: str) -> None:
-        """After the result: leave only the best weights (`best`), no blob at all (`none`), or everything (`all`)."""
-        if keep == "all" or self.current is None:
-            return
-        kept = {self.current.best.model} if keep == "best" and self.current.best else set()
+    def retain_only(self, blob: str | None) -> None:
+        """Once the result stands: drop the pointer, and every blob but this one."""
         self.store.delete(checkpoint_key(self.run))
         for entry in list(self.store.list(f"runs/{self.run}/blobs/")):
-            if entry.key not in kept:
+            if entry.key != blob:
                 self.store.delete(entry.key)
 
 
@@ -204,10 +208,10 @@ def _keys(checkpoint: Checkpoint | None) -> set[str]:
 
 
 def to_device(tensors: Snapshot, device: torch.device) -> Snapshot:
-    """The snapshot with its tensors on `device`, except for counters of no dimension, which optimisers keep as is."""
+    """The snapshot with its tensors on `device`; fused optimisers keep even their step counters there."""
     return Snapshot(
         tensors.step,
         {name: value.to(device) for name, value in tensors.model.items()},
-        {name: value.to(device) if value.dim() else value for name, value in tensors.optimizer.items()},
+        {name: value.to(device) for name, value in tensors.optimizer.items()},
         tensors.blobs,
     )

@@ -146,10 +146,9 @@ def write_termination_message(failure: Failure) -> None:
     path = Path(os.environ.get("GRID_TERMINATION_LOG", TERMINATION_LOG))
     if not path.exists():
         return
-    lines = list(failure.log_tail)
-    while True:
-        text = failure.model_copy(update={"log_tail": lines}).model_dump_json().encode()
-        if len(text) <= TERMINATION_LIMIT or not lines:
-            break
-        lines = lines[1:]
-    path.write_bytes(text[:TERMINATION_LIMIT])
+    while len(text := failure.model_dump_json().encode()) > TERMINATION_LIMIT:
+        if failure.log_tail:
+            failure = failure.model_copy(update={"log_tail": failure.log_tail[1:]})
+        else:
+            failure = failure.model_copy(update={"message": failure.message[: len(failure.message) // 2] + "…"})
+    path.write_bytes(text)

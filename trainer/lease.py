@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import platform
@@ -16,8 +17,9 @@ from typing import IO
 
 from pydantic import Field
 
-from trainer.failure import Stopped, StoreError
-from trainer.result import Record
+from trainer.failure import GridError, Stopped, StoreError
+from trainer.machine import cache_folder
+from trainer.result import Record, parse_record
 from trainer.stop import StopSignal
 from trainer.store import Conflict, NotFound, Store
 
@@ -53,8 +55,12 @@ class HostLock:
 
     def acquire(self) -> bool:
         """Take the lock if it is free; whether it is held now."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # as the umask has it: users who share the store share its locks
+            file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), "a")
+        except OSError as error:
+            raise StoreError(f"locking {self.path}: {error.strerror}", hint="it must be writable for you") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,7 +120,7 @@ class Lease:
                 self._version = self.store.get_versioned(key)[1]
                 return
             data, version = self.store.get_versioned(key)
-        previous = LeaseRecord.model_validate_json(data)
+        previous = parse_record(LeaseRecord, key, data)
         if not previous.released and previous.host != this_host():
             self._await_expiry(previous, version)
         self.attempt = _attempt_name(int(previous.attempt.partition("-")[0]) + 1)
@@ -155,10 +161,14 @@ class Lease:
         try:
             self._version = self.store.replace(lease_key(self.run), data, self._version)
         except (Conflict, NotFound):
-            self.lost = True
-            self.stop.request(f"run {self.run}: the lease went to another attempt")
-        except StoreError as error:
-            log.warning("could not renew the lease: %s", error)
+            self.lose()
+        except GridError as error:
+            log.warning("could not renew the lease: %s", error.message)
+
+    def lose(self) -> None:
+        """Stop, and write nothing any more: another attempt has the run."""
+        self.lost = True
+        self.stop.request(f"run {self.run}: the lease went to another attempt")
 
     def check(self) -> None:
         """Raise Stopped if the lease is lost: nothing may be written any more."""
@@ -168,19 +178,22 @@ class Lease:
     def release(self) -> None:
         """Stop renewing and let the next attempt begin at once."""
         self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._write(released=True)
-        self._lock.release()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+                self._write(released=True)
+        finally:
+            self._lock.release()
 
 
 def this_host() -> str:
-    """A name that two processes share if and only if they can share a file lock: host or pod name and boot."""
+    """A name that two processes share only if they share their file locks: host or pod, boot, and cache folder."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = "-"
-    return f"{platform.node()}/{boot}"
+    locks = hashlib.sha256(str(cache_folder().resolve()).encode()).hexdigest()[:8]
+    return f"{platform.node()}/{boot}/{locks}"
 
 
 def _attempt_name(number: int) -> str:

@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import importlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 
@@ -21,6 +21,7 @@ from trainer.spec import ModelSpec
 from trainer.store import NotFound, Store
 
 StateDict = dict[str, Tensor]
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Network:
 
     module: nn.Module
     head: str  # name of the layer that gives the logits
-    frozen: tuple[nn.Module, ...]  # modules that hold frozen parameters: they stay in evaluation mode, but for dropout
+    frozen_norms: tuple[nn.Module, ...]  # batch-norms of the frozen part: their statistics stay as they are
 
     @property
     def num_parameters(self) -> int:
@@ -46,10 +47,10 @@ class Network:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def train(self) -> None:
-        """Switch to training mode; batch-norm statistics of the frozen part stay as they are."""
+        """Switch to training mode, all but the frozen part's batch-norms: dropout goes on there too."""
         self.module.train()
-        for module in self.frozen:
-            module.eval()
+        for norm in self.frozen_norms:
+            norm.eval()
 
 
 def build_network(spec: ModelSpec, num_classes: int, seed: int, store: Store) -> Network:
@@ -67,9 +68,10 @@ def build_network(spec: ModelSpec, num_classes: int, seed: int, store: Store) ->
         parameter.requires_grad_(name not in frozen)
     if frozen and not any(parameter.requires_grad for parameter in module.parameters()):
         raise SpecError(
-            f"model.freeze: {spec.freeze!r} freezes every parameter of {spec.architecture}, expected some left to train"
+            f"model.freeze: {spec.freeze!r} freezes every parameter of {spec.architecture}, expected some to train",
+            hint=f"freeze fewer of its parts: {_patterns(module)}",
         )
-    return Network(module, head, tuple(_modules_of(module, frozen)))
+    return Network(module, head, tuple(_frozen_norms(module)))
 
 
 def _from_torchvision(spec: ModelSpec, num_classes: int) -> nn.Module:
@@ -126,7 +128,8 @@ def find_head(module: nn.Module, num_classes: int, architecture: str) -> str:
             return name
     raise SpecError(
         f"model.architecture: {architecture} has no linear or convolutional layer with {num_classes} outputs to be "
-        "its head"
+        "its head",
+        hint="a factory must build a network whose last layer has num_classes outputs",
     )
 
 
@@ -149,7 +152,10 @@ def read_weights(store: Store, file: str, fingerprint: str | None) -> StateDict:
             return safetensors.torch.load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise errors of many kinds on a file that is none of theirs
-        raise DataError(f"model.weights: weights/{file} is no state dict: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"model.weights: weights/{file} is no state dict: {type(error).__name__}: {error}",
+            hint="expected what torch.save(model.state_dict(), file) writes, or safetensors",
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"model.weights: weights/{file} holds {type(state).__name__}, expected names with tensors")
     return state
@@ -235,6 +241,15 @@ def _patterns(module: nn.Module) -> str:
     return ", ".join(f"{name}.*" for name, child in module.named_children() if any(True for _ in child.parameters()))
 
 
-def _modules_of(module: nn.Module, frozen: Iterable[str]) -> list[nn.Module]:
-    owners = {name.rpartition(".")[0] for name in frozen}
-    return [layer for name, layer in module.named_modules() if name in owners]
+def _frozen_norms(module: nn.Module) -> Iterator[nn.Module]:
+    """The batch-norms whose parameters are all frozen; of one without any, its nearest parent's that has some."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, NORMS) and layer.running_mean is not None:
+            parameters: list[nn.Parameter] = []
+            while not parameters:
+                parameters = list(module.get_submodule(name).parameters())
+                if not name:
+                    break
+                name = name.rpartition(".")[0]
+            if not any(parameter.requires_grad for parameter in parameters):
+                yield layer

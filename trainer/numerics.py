@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def apply(numerics: Numerics) -> None:
     torch.backends.cuda.matmul.allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.benchmark = False
+    if numerics.deterministic:  # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(numerics.deterministic)
     torch.backends.cudnn.deterministic = numerics.deterministic
     # nothing here reads memory before it writes it, so filling it would only cost time

@@ -11,7 +11,7 @@ from trainer.checkpoint import CheckpointStore, Progress, Snapshot
 from trainer.failure import GridError
 from trainer.lease import Lease
 from trainer.result import EpochMetrics, Record
-from trainer.store import Conflict, Store
+from trainer.store import Store
 
 LOG_TAIL_LINES = 40
 
@@ -108,7 +108,7 @@ class Recorder:
         try:
             self.finish()
             self.write_log()
-        except (GridError, Conflict) as error:
+        except GridError as error:
             log.warning("the attempt's last files may be missing: %s", error)
 
     def _submit(self, write: Callable[[], object]) -> None:

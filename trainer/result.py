@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.failure import DataError
 
 
 class Record(BaseModel):
     """Base of what is stored: immutable; keys that a newer version added are passed over."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+    # a run that is about to diverge is stored with the NaN that it has: JSON's null would not read back
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+Stored = TypeVar("Stored", bound=BaseModel)
+
+
+def parse_record(model: type[Stored], key: str, data: bytes) -> Stored:
+    """The record that the object `key` holds. Raises DataError, naming the key, where it holds none."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{key}: got {len(data)} bytes that are no {model.__name__}: {f'{place}: ' if place else ''}{first['msg']}",
+            hint="remove this object and run the grid again: what it held is computed anew",
+        ) from error
+
+
+PASSING = ("wall_seconds", "images_per_second", "peak_memory_bytes", "attempts")
+"""Fields of a result that may differ between two trainings of one run, on equal numerics; all others are equal."""
 
 
 class Numerics(Record):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from trainer import numerics as numerics_of
-from trainer.augment import derived_seed
+from trainer.augment import weights_seed
 from trainer.checkpoint import to_device
 from trainer.data import Cache, Loader, Part, open_part
 from trainer.dataset import DatasetIndex, PartName, load_index
@@ -30,7 +30,7 @@ from trainer.machine import available_threads
 from trainer.model import Network, build_network
 from trainer.optim import build_optimizer
 from trainer.recorder import LogBuffer, Recorder
-from trainer.result import EpochMetrics, Numerics, Provenance, Result, ResumedFrom, TestResult
+from trainer.result import EpochMetrics, Numerics, Provenance, Result, ResumedFrom, Stored, TestResult, parse_record
 from trainer.spec import AugmentationSpec, Recipe, RunSpec
 from trainer.stop import StopSignal
 from trainer.store import Conflict, NotFound, Store
@@ -76,6 +76,7 @@ def run_experiment(attempt: Attempt) -> Result:
             return _train(attempt, device, settled)
         except torch.OutOfMemoryError as error:
             settled = smaller_micro_batch(attempt, settled, error)
+        torch.cuda.empty_cache()  # out here the failed attempt's tensors are garbage
 
 
 def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
@@ -86,6 +87,7 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
     train, validation = open_images(attempt, index, "train"), open_images(attempt, index, "validation")
     state = new_state(attempt, device, used, index, train, validation)
     resume(attempt, state)
+    state.progress = state.progress.model_copy(update={"exact": state.progress.exact and used == settled})
     write_provenance(attempt, used, state)
     try:
         while not state.is_finished:
@@ -101,7 +103,7 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
         raise
     save(state, attempt.recorder)  # the last epochs' may have been passed over while another was in flight
     attempt.recorder.finish()
-    return write_result(attempt, state, exact=used == settled)
+    return write_result(attempt, state)
 
 
 def refuse_other_recipes(spec: RunSpec) -> None:
@@ -118,14 +120,19 @@ def settle(attempt: Attempt, device: torch.device) -> Numerics:
     """The numerics an earlier attempt settled on, or this one's, written for those to come."""
     key = f"runs/{attempt.run}/numerics.json"
     try:
-        return Numerics.model_validate_json(attempt.store.get(key))
+        return read_record(attempt.store, key, Numerics)
     except NotFound:
         settled = numerics_of.settle(attempt.spec, device, available_threads())
     try:
         attempt.store.create(key, settled.model_dump_json(indent=2).encode())
     except Conflict:
-        return Numerics.model_validate_json(attempt.store.get(key))
+        return read_record(attempt.store, key, Numerics)
     return settled
+
+
+def read_record(store: Store, key: str, model: type[Stored]) -> Stored:
+    """The record under `key`. Raises NotFound, and DataError where the object is none."""
+    return parse_record(model, key, store.get(key))
 
 
 def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -> Numerics:
@@ -134,7 +141,7 @@ def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -
     Raises OutOfDeviceMemory when there is nothing left to halve, DeviceError when the run has fitted before.
     """
     hint = "set a smaller micro_batch in the grid, or ask for a device with more memory"
-    if attempt.recorder.checkpoints.current is not None:
+    if attempt.recorder.checkpoints.current is not None or attempt.recorder.is_checkpoint_in_flight:
         raise DeviceError(f"device memory: the run fitted before and does not now: {error}", hint=hint) from error
     if settled.micro_batch == 1:
         raise OutOfDeviceMemory(f"device memory: too small even for one image at a time: {error}", hint=hint) from error
@@ -142,8 +149,8 @@ def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -
     log.warning(
         "device memory is too small for a micro-batch of %d, trying %d", settled.micro_batch, smaller.micro_batch
     )
+    attempt.lease.check()
     attempt.store.put(f"runs/{attempt.run}/numerics.json", smaller.model_dump_json(indent=2).encode())
-    torch.cuda.empty_cache()
     return smaller
 
 
@@ -189,8 +196,7 @@ def new_state(
 
 def first_network(spec: RunSpec, index: DatasetIndex, store: Store) -> Network:
     """The network with its first weights, on the CPU."""
-    seed = derived_seed(spec.seed, 0, 0, 0, 0)
-    return build_network(spec.model, index.num_classes, seed, store)
+    return build_network(spec.model, index.num_classes, weights_seed(spec.seed), store)
 
 
 def place(network: Network, device: torch.device, numerics: Numerics) -> Network:
@@ -282,7 +288,7 @@ def code_commit() -> str | None:
         return None
 
 
-def write_result(attempt: Attempt, state: TrainState, *, exact: bool) -> Result:
+def write_result(attempt: Attempt, state: TrainState) -> Result:
     """Write the run's result, once, and leave of its checkpoints what the spec says. Returns the one that stands."""
     spec, progress, best = state.spec, state.progress, state.best_metrics
     checkpoint = attempt.recorder.checkpoints.current
@@ -307,7 +313,7 @@ def write_result(attempt: Attempt, state: TrainState, *, exact: bool) -> Result:
         wall_seconds=progress.wall_seconds,
         peak_memory_bytes=progress.peak_memory_bytes,
         numerics=state.numerics,
-        exact=exact,
+        exact=progress.exact,
         data_fingerprint=str(spec.data.fingerprint),
         weights_fingerprint=spec.model.weights_fingerprint,
         versions=package_versions(),
@@ -323,8 +329,9 @@ def write_result(attempt: Attempt, state: TrainState, *, exact: bool) -> Result:
     try:
         attempt.store.create(f"results/{attempt.run}.json", result.model_dump_json(indent=2).encode())
     except Conflict:  # another attempt's stands: the numbers are the same
-        result = Result.model_validate_json(attempt.store.get(f"results/{attempt.run}.json"))
-    attempt.recorder.checkpoints.retain(spec.checkpoint.keep)
+        result = read_record(attempt.store, f"results/{attempt.run}.json", Result)
+    if spec.checkpoint.keep != "all":
+        attempt.recorder.checkpoints.retain_only(result.best_weights)
     return result
 
 
@@ -335,11 +342,12 @@ def test_experiment(attempt: Attempt) -> TestResult:
     """
     spec, store, run = attempt.spec, attempt.store, attempt.run
     try:
-        result = Result.model_validate_json(store.get(f"results/{run}.json"))
+        result = read_record(store, f"results/{run}.json", Result)
     except NotFound as error:
         raise DataError(f"--test: run {run} has no result", hint="train it first: leave --test out") from error
     if result.best_weights is None:
         raise DataError(f"--test: run {run} kept no weights", hint="set checkpoint.keep to best and train it anew")
+    refuse_other_recipes(spec)
     device = numerics_of.pick_device()
     used = numerics_of.obeyed(result.numerics, device, exact=attempt.exact)
     numerics_of.apply(used)
@@ -371,7 +379,7 @@ def test_experiment(attempt: Attempt) -> TestResult:
     try:
         store.create(f"tests/{run}.json", tested.model_dump_json(indent=2).encode())
     except Conflict:
-        return TestResult.model_validate_json(store.get(f"tests/{run}.json"))
+        return read_record(store, f"tests/{run}.json", TestResult)
     return tested
 
 
@@ -402,5 +410,7 @@ def open_attempt(
         cache = Cache(progress=lambda _done, _total: stop.check())
         yield Attempt(run, spec, store, lease, recorder, stop, cache, exact, report, started)
     finally:
-        recorder.close()
-        lease.release()
+        try:
+            recorder.close()
+        finally:
+            lease.release()

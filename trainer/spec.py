@@ -257,7 +257,7 @@ class BestSpec(Frozen):
 
 
 class RestartSpec(Frozen):
-    """What happens when the loss is not finite: back to the last checkpoint with a smaller learning rate."""
+    """When the loss is not finite: the epoch begins again from the best weights, with a smaller learning rate."""
 
     times: NonNegativeInt = Field(default=2, description="restarts before the run fails for good")
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.5, description="learning rate factor of each")

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from trainer.failure import DataError, SpecError
 from trainer.model import Network, build_network
@@ -34,6 +35,11 @@ def build_without_numbers(store: Store, num_classes: int = 101, **spec: object) 
 
 def two_layers(num_classes: int, width: int = 4) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def bare_norm(num_classes: int) -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(body, nn.Flatten(), nn.Linear(4, num_classes))
 
 
 def not_a_module(num_classes: int) -> str:
@@ -125,6 +131,26 @@ def test_modules_frozen_by_pattern_keep_their_batch_norm_statistics(store: Store
     assert not network.module.get_submodule("layer1.0.bn1").training
     assert network.module.get_submodule("layer2.0.bn1").training
     assert not network.module.get_parameter("bn1.weight").requires_grad
+
+
+def test_a_frozen_parameter_of_the_root_does_not_stop_training_mode_below_it(store: Store) -> None:
+    network = build_without_numbers(store, architecture="vit_b_16", freeze=["class_token"])
+    network.train()
+    assert all(layer.training for layer in network.module.modules())
+
+
+def test_freezing_does_not_stop_stochastic_depth(store: Store) -> None:
+    network = build(store, 5, architecture="convnext_tiny", freeze="convolutional")
+    network.train()
+    depths = [layer for layer in network.module.modules() if isinstance(layer, StochasticDepth)]
+    assert depths
+    assert all(layer.training for layer in depths)
+
+
+def test_a_batch_norm_without_parameters_is_frozen_with_its_parent(store: Store) -> None:
+    network = build(store, 3, architecture=f"{__name__}:bare_norm", freeze=["0"])
+    network.train()
+    assert not network.module.get_submodule("0.1").training
 
 
 def test_freezing_does_not_stop_dropout(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,9 @@ from trainer.dataset import PARTS, DatasetIndex
 from trainer.failure import ExitCode, Failure
 from trainer.identity import run_id, write_spec
 from trainer.lease import run_lock
-from trainer.result import Result, TestResult
+from trainer.result import PASSING, Result, TestResult
 from trainer.stop import StopSignal
 from trainer.store import FileStore
-
-PASSING = {"wall_seconds", "images_per_second", "peak_memory_bytes", "attempts"}
-"""What may differ between a run that was cut off and one that was not: times, speed, memory, attempts."""
 
 
 class StopAfter(StopSignal):
@@ -306,6 +304,41 @@ def test_a_fault_in_a_models_own_code_is_no_final_failure(
     assert any("this network always fails" in line for line in Failure.model_validate_json(store.get(kept)).log_tail)
 
 
+def test_a_checkpoint_of_a_loss_that_is_not_finite_can_be_read_again(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    model = {"architecture": "networks:fragile", "arguments": {"how": "nan"}}
+    run = put_run(store, index, model=model, batch_size=1)  # steps enough that none is looked at before the stop
+    assert train(store, run, stop=StopAfter(7)) == ExitCode.STOPPED
+    assert train(store, run) == ExitCode.TRAINING
+    assert failure_of(store, run).reason == "diverged"
+
+
+def test_a_checkpoint_that_another_attempt_wrote_stops_this_one(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run = put_run(store, index, checkpoint={"every": 1e-9})
+    events = 0
+
+    def intrude(event: dict[str, Any]) -> None:
+        nonlocal events
+        events += 1
+        if events == 1:
+            key = f"runs/{run}/checkpoint.json"
+            while not list(store.list(key)):
+                time.sleep(0.01)
+            store.put(key, store.get(key).replace(b'"sequence":', b'"sequence": '))
+
+    assert main([run, "--store", store.uri], emit=intrude, stop=StopSignal()) == ExitCode.STOPPED
+    assert not list(store.list("results/"))
+
+
+def test_a_wrong_command_line_is_a_wrong_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tmp_path / "termination-log"
+    words.touch()
+    monkeypatch.setenv("GRID_TERMINATION_LOG", str(words))
+    assert main(["--no-such-option"], stop=StopSignal()) == ExitCode.SPEC
+    assert "--store" in json.loads(words.read_text())["message"]
+
+
 def test_a_machine_that_computes_otherwise_goes_on_only_when_told_to(data: tuple[FileStore, DatasetIndex]) -> None:
     store, index = data
     run = put_run(store, index)
@@ -318,7 +351,9 @@ def test_a_machine_that_computes_otherwise_goes_on_only_when_told_to(data: tuple
     failure = Failure.model_validate_json(store.get(kept))
     assert "instruction_set was 'NEON'" in failure.message
     assert "--resume inexact" in str(failure.hint)
-    assert train(store, run, "--resume", "inexact") == ExitCode.OK
+    assert train(store, run, "--resume", "inexact", stop=StopAfter(7)) == ExitCode.STOPPED
+    store.put(key, json.dumps(settled).encode())  # back on the first machine
+    assert train(store, run) == ExitCode.OK
     assert not result_of(store, run).exact
 
 
