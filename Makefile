@@ -2,7 +2,7 @@
 
 STORE ?= $(if $(GRID_STORE),$(GRID_STORE),file://./store)
 SPLIT ?= fraction
-NAME  ?= $(basename $(notdir $(patsubst %/,%,$(SRC))))
+NAME  ?= $(shell printf '%s' '$(SRC)' | sed -E 's:/+$$::; s:.*/::; s/[?\#].*//; s/\.(zip|t[abgx]z2?|tar(\.[a-z0-9]+)?)$$//')
 GRID  ?=
 SRC   ?=
 EXCLUDE ?=

@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.figures import Row, Target, divided, in_turn
 from benchmarks.place import ROOT, Data, Place
-from controller.workers import Share, Work, Workers
+from controller.standing import Work
+from controller.workers import Share, Workers
 from trainer.data import Cache, open_part
 from trainer.identity import factory_source_hash, run_id, with_seed, write_spec
 from trainer.machine import available_threads

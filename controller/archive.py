@@ -10,7 +10,6 @@ grids/<grid>/set_aside/<stage>-<time>.json  decisions over rows that an update c
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,17 +17,25 @@ from typing import Literal
 
 from pydantic import Field
 
+from controller.architectures import torchvision_classifiers
 from controller.grid import Grid, describe_changes, parse_grid
 from controller.knowledge import read_decisions, read_failures
-from controller.search import DataFacts, Decision, DecisionMismatch, Expansion, Facts, Run, Wanted, expand, wanted
+from controller.search import DataFacts, Decision, Expansion, Facts, Needs, Run, expand, fitting, wanted
 from trainer.dataset import PARTS, DatasetIndex, load_index
+from trainer.document import nearest
 from trainer.failure import DataError, Failure, SpecError
 from trainer.identity import factory_source_hash, write_spec
-from trainer.result import Record
+from trainer.result import Record, parse_record
 from trainer.store import Conflict, NotFound, Store
 
 DIGEST_DIGITS = 12  # of an earlier text's digest, in its name
 BLOCK = 1 << 20
+
+
+class CheckpointHead(Record):
+    """What the controller needs to know of a run's `checkpoint.json`."""
+
+    sequence: int
 
 
 class Intent(Record):
@@ -69,13 +76,25 @@ def decision_key(grid: str, stage: str) -> str:
 # Facts
 
 
-def gather_facts(store: Store, needs: Wanted) -> Facts:
+def gather_facts(store: Store, needs: Needs) -> Facts:
     """What `store` and this machine know of all that `needs` names. Raises DataError, SpecError on what is missing."""
+    for name in needs.classifiers:
+        _check_classifier(name)
     return Facts(
         data={name: data_facts(load_index(store, name)) for name in needs.data},
         weights={name: _weights_sha256(store, name) for name in needs.weights},
         factories={name: factory_source_hash(name) for name in needs.factories},
     )
+
+
+def _check_classifier(name: str) -> None:
+    known = torchvision_classifiers()
+    if known and name not in known:
+        near = nearest(name, known)
+        raise SpecError(
+            f"model.architecture: got {name!r}, expected a classifier of torchvision, or `package.module:function`",
+            hint=f"did you mean {near!r}?" if near else f"torchvision has {', '.join(sorted(known))}",
+        )
 
 
 def data_facts(index: DatasetIndex) -> DataFacts:
@@ -155,20 +174,10 @@ def _adopt_text(grid: Grid, store: Store, *, update: bool) -> Adoption:
 
 def set_aside_misfits(grid: Grid, store: Store, facts: Facts) -> tuple[str, ...]:
     """Set aside every decision that does not fit `grid`; the stages they were of."""
-    gone = []
-    decisions = read_decisions(store, grid.name)
-    for stage in decisions.keys() - {stage.name for stage in grid.stages}:
+    _, misfits = fitting(grid, read_decisions(store, grid.name), facts)
+    for stage in misfits:
         set_decision_aside(store, grid.name, stage)
-        gone.append(stage)
-    while True:
-        try:
-            expand(grid, decisions, facts)
-        except DecisionMismatch as mismatch:
-            set_decision_aside(store, grid.name, mismatch.stage)
-            del decisions[mismatch.stage]
-            gone.append(mismatch.stage)
-        else:
-            return tuple(sorted(gone))
+    return misfits
 
 
 def set_intent(grid: Grid, store: Store, intent: Literal["active", "paused", "cancelled"]) -> Intent:
@@ -183,8 +192,9 @@ def set_intent(grid: Grid, store: Store, intent: Literal["active", "paused", "ca
 
 def read_intent(store: Store, grid: str) -> Intent | None:
     """What is wanted of the grid; none where nothing was said."""
+    key = f"grids/{grid}/intent.json"
     try:
-        return Intent.model_validate_json(store.get(f"grids/{grid}/intent.json"))
+        return parse_record(Intent, key, store.get(key))
     except NotFound:
         return None
 
@@ -202,6 +212,11 @@ def stored_grid(store: Store, name: str) -> Grid | None:
         return parse_grid(store.get(key).decode(), f"{store.uri}/{key}")
     except NotFound:
         return None
+    except (SpecError, UnicodeDecodeError) as error:
+        raise SpecError(
+            f"the grid {name!r} in the store cannot be read: {error}",
+            hint=f"remove {key} from the store, and run the grid from its own file: results stay",
+        ) from error
 
 
 def wanted_of(store: Store, grids: Collection[str] | None = None) -> dict[str, Wants]:
@@ -228,7 +243,7 @@ def record_decision(store: Store, grid: str, decision: Decision) -> Decision:
     try:
         store.create(key, decision.model_dump_json(indent=2).encode())
     except Conflict:
-        return Decision.model_validate_json(store.get(key))
+        return parse_record(Decision, key, store.get(key))
     return decision
 
 
@@ -263,9 +278,10 @@ def write_run_spec(store: Store, run: Run) -> None:
 
 def checkpoint_sequence(store: Store, run: str) -> int:
     """How many checkpoints the run has had; 0 without one."""
+    key = f"runs/{run}/checkpoint.json"
     try:
-        return int(json.loads(store.get(f"runs/{run}/checkpoint.json"))["sequence"])
-    except NotFound:
+        return parse_record(CheckpointHead, key, store.get(key)).sequence
+    except (NotFound, DataError):  # the trainer itself tells of a damaged one
         return 0
 
 
@@ -273,8 +289,9 @@ def attempt_failure(store: Store, run: str, attempt: str | None) -> Failure | No
     """What the attempt recorded of its own end; none where it could not, as when it was killed."""
     if attempt is None:
         return None
+    key = f"runs/{run}/attempts/{attempt}/failure.json"
     try:
-        return Failure.model_validate_json(store.get(f"runs/{run}/attempts/{attempt}/failure.json"))
+        return parse_record(Failure, key, store.get(key))
     except NotFound:
         return None
 

@@ -247,7 +247,10 @@ def read_grid(name_or_path: str | Path, sets: Sequence[str] = (), seeds: int | N
         if looks_like_path:
             raise SpecError(f"{name}: no such file", hint="`grid list` shows the grids that need no file")
         hint = _did_you_mean(name, _shipped_names()) or "`grid list` shows them; a path to a file is a grid too"
-        raise SpecError(f"grid: got {name!r}, expected one of {', '.join(_shipped_names())}, or a file", hint=hint)
+        raise SpecError(
+            f"grid: got {name!r}, expected one of {', '.join(_shipped_names())}, one of the store's, or a file",
+            hint=hint,
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

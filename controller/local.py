@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -39,76 +39,17 @@ from controller.grid import Grid
 from controller.knowledge import active_runs, read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
 from controller.search import Decision, Expansion, Facts, Run, Waiting, decide, expand, wanted
-from controller.workers import Machine, Share, Work, Worker, Workers, share_of, show_exit, this_machine
+from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
+from controller.workers import Machine, Share, Worker, Workers, share_of, show_exit, this_machine
 from trainer.failure import FINAL_EXITS, ExitCode, Failure, SpecError, StoreError
 from trainer.lease import EXPIRY_SECONDS, LeaseRecord, run_lock, this_host
-from trainer.result import ResultNumbers, TestResult
 from trainer.spec import ExperimentSpec
-from trainer.store import Store
+from trainer.store import STORE_PATIENCE_SECONDS, Store
 
 MAX_TRIES = 3  # attempts without a newer checkpoint
 BACKOFF_SECONDS = (1.0, 5.0)  # before the second and the third
 LOOK_AGAIN_SECONDS = 2.0  # between looks at a run that is trained elsewhere
-STORE_PATIENCE_SECONDS = 30 * 60.0  # as long as the runs have themselves
 TICK_SECONDS = 0.25  # at least so often the view is brought up to date, and a stop is heard
-
-
-# What there is to do
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the store says of a grid's runs."""
-
-    decisions: Mapping[str, Decision] = field(default_factory=dict)
-    results: Mapping[str, ResultNumbers] = field(default_factory=dict)
-    tests: Mapping[str, TestResult] = field(default_factory=dict)
-    failures: Mapping[str, Failure] = field(default_factory=dict)
-
-    def is_done(self, work: Work) -> bool:
-        """Whether its numbers are there."""
-        return work.run in (self.tests if work.is_test else self.results)
-
-    def is_failed(self, work: Work) -> bool:
-        """Whether it failed for good."""
-        return not self.is_done(work) and work.run in self.failures and self.failures[work.run].final
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which part of a grid a command is about."""
-
-    only: str | None = None  # pattern of an experiment's name, `stage/experiment`, or a run's id
-    stages: tuple[str, ...] = ()  # none: all
-
-    def takes(self, stage: str, experiment: str, run: str) -> bool:
-        """Whether the run is meant, at this home of it."""
-        if self.stages and stage not in self.stages:
-            return False
-        names = (experiment, f"{stage}/{experiment}", run)
-        return self.only is None or any(fnmatch.fnmatchcase(name, self.only) for name in names)
-
-
-def chosen_work(expansion: Expansion, choice: Choice) -> tuple[Work, ...]:
-    """All that the chosen part of the grid comes to as far as it is known, in the order of stages and rows."""
-    return tuple(
-        dict.fromkeys(
-            Work(run.id, stage.is_test)
-            for stage in expansion.stages
-            for experiment in stage.experiments
-            for run in experiment.runs
-            if choice.takes(stage.name, experiment.name, run.id)
-        )
-    )
-
-
-def startable(work: Sequence[Work], known: Known) -> list[Work]:
-    """What of `work` has neither its numbers nor a final failure; a test only once its run has a result."""
-    return [
-        each
-        for each in work
-        if not known.is_done(each) and not known.is_failed(each) and (not each.is_test or each.run in known.results)
-    ]
 
 
 # When to try again
@@ -309,11 +250,13 @@ class Session:
         self._set_expansion(expand(grid, {}, facts))
         self.stopping: str | None = None
         self.tries: dict[Work, Tries] = {}
+        self._ended: deque[Worker] = deque()  # at work no longer, and not yet concluded
         self.elsewhere: dict[Work, Elsewhere] = {}
         self._halted = False
         self._told_stop = False
         self._unreachable_since: float | None = None
         self._observe_at = 0.0  # by the monotonic clock
+        self._ask_again = 0.0  # when a store that did not answer is asked next, by the monotonic clock
         self._durations: list[float] = []  # of the runs that this session trained from their beginning
 
     def run(self) -> None:
@@ -325,14 +268,19 @@ class Session:
                 self.bear(error)
             self.tell_stop()
             self.view.show(self.progress())
-            if not self.workers.active and (self.stopping is not None or not self.left()):
+            at_work = self.workers.active or self._ended
+            if not at_work and (self.stopping is not None or not self.left()):
                 return
             self.workers.wait(TICK_SECONDS)
 
     def advance(self) -> None:
         """Take in what ended, look at the store where something may have changed, and start what may start."""
-        for worker in self.workers.take_ended():
-            self.conclude(worker)
+        self._ended += self.workers.take_ended()
+        if time.monotonic() < self._ask_again:
+            return
+        while self._ended:
+            self.conclude(self._ended[0])
+            self._ended.popleft()  # not before: where the store does not answer, the end is concluded later
         if self.stopping is None and time.monotonic() >= self._observe_at:
             self.observe()
         if self.stopping is None and self.workers.is_ready:
@@ -345,7 +293,7 @@ class Session:
         if not self.workers.active or now - self._unreachable_since > STORE_PATIENCE_SECONDS:
             raise error
         self.view.say("waits", f"the store does not answer, asking again: {error.message}")
-        self._observe_at = now + LOOK_AGAIN_SECONDS
+        self._observe_at = self._ask_again = now + LOOK_AGAIN_SECONDS
 
     def stop(self, why: str) -> None:
         """Start nothing any more, and let all that are at work save and stop."""
@@ -475,14 +423,17 @@ class Session:
         self.view.say("waits", f"{self.label(work)}: {seen.told}")
 
     def conclude(self, worker: Worker) -> None:
-        """Take in the end of an attempt: say what it means, record what the trainer could not."""
+        """Take in the end of an attempt: say what it means, record what the trainer could not.
+
+        Nothing is remembered before the store has answered all, so that it may be called again after a StoreError.
+        """
         work, exit_code, now = worker.work, worker.exit_code, time.monotonic()
         assert exit_code is not None
         self._observe_at = now
         if self.stopping is not None and exit_code != ExitCode.OK:
             return
         sequence = checkpoint_sequence(self.store, work.run)
-        verdict, self.tries[work] = judge(exit_code, self.tries.get(work, Tries()), sequence, now)
+        verdict, tries = judge(exit_code, self.tries.get(work, Tries()), sequence, now)
         match verdict:
             case "done":
                 self._conclude_done(worker)
@@ -494,7 +445,6 @@ class Session:
                 else:
                     self.view.say("again", f"{worker.label}: someone stopped it; going on")
             case "again":
-                tries = self.tries[work]
                 self._keep_output(worker)
                 self.view.say(
                     "again",
@@ -507,6 +457,7 @@ class Session:
                 failure = crash_failure(work.run, attempt, exit_code, recorded, worker.tail())
                 record_failure(self.store, failure)
                 self._say_failed(worker, failure)
+        self.tries[work] = tries
 
     def _conclude_done(self, worker: Worker) -> None:
         run = worker.work.run
@@ -514,9 +465,9 @@ class Session:
             tested = read_tests(self.store, [run]).get(run)
             told = f"test accuracy {tested.test_accuracy:.4f}, loss {tested.test_loss:.4f}" if tested else ""
         else:
+            result = read_numbers(self.store, [run]).get(run)
             if worker.epoch:  # it may have found its result in the store
                 self._durations.append(time.monotonic() - worker.started)
-            result = read_numbers(self.store, [run]).get(run)
             told = (
                 f"validation accuracy {result.validation_accuracy:.4f}, loss {result.validation_loss:.4f} "
                 f"in epoch {result.best_epoch}"
@@ -633,18 +584,9 @@ class Status:
     active: Mapping[str, str]  # by run: `running on node-1:4711, epoch 3`
     waiting: Mapping[str, str]  # by stage that is not decided: why
 
-    def state(self, work: Work) -> tuple[Literal["done", "running", "failed", "waiting"], str | None]:
+    def state(self, work: Work) -> tuple[State, str | None]:
         """How the work stands, and why it is not done."""
-        if self.known.is_done(work):
-            return "done", None
-        if work.run in self.active:
-            return "running", self.active[work.run]
-        if self.known.is_failed(work):
-            failure = self.known.failures[work.run]
-            return "failed", f"{failure.reason}: {failure.message}"
-        if work.is_test and work.run not in self.known.results:
-            return "waiting", "for its result"
-        return "waiting", "for `grid run`"
+        return run_state(work, self.known, self.active)
 
 
 def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Status:
@@ -663,11 +605,15 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
     return Status(expansion, known, active_runs(read_leases(store, unfinished), now()), waiting)
 
 
-def retry(grid: Grid, store: Store, only: str | None = None) -> dict[str, Failure]:
-    """Clear the final failures of the grid's runs, so that `grid run` starts them again; those cleared, by run."""
+def retry(grid: Grid, store: Store, choice: Choice | None = None) -> dict[str, Failure]:
+    """Clear the final failures of the chosen runs, so that `grid run` starts them again; those cleared, by run."""
+    choice = choice or Choice()
     facts = gather_facts(store, wanted(grid))
     expansion = expand(grid, read_decisions(store, grid.name), facts)
-    runs = [work.run for work in chosen_work(expansion, Choice(only))]
-    if only is not None and not runs:
-        raise SpecError(f"--only: got {only!r}, which fits no run of grid {grid.name}")
+    runs = [work.run for work in chosen_work(expansion, choice)]
+    if choice.only is not None and not runs:
+        raise SpecError(
+            f"--only: got {choice.only!r}, which fits no run of grid {grid.name}",
+            hint="`grid status` lists the experiments; * stands for any text",
+        )
     return clear_failures(store, list(dict.fromkeys(runs)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
 from controller.grid import BASE, Grid, KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpansion, rows_of, with_facts
+from controller.standing import Choice
 from trainer.identity import Identifier
 from trainer.result import Result
 from trainer.spec import AdamWSpec, DataSpec, ExperimentSpec, RunSpec, lower_is_better
@@ -107,6 +108,7 @@ class Plan:
     new: Bounds
     new_now: int  # distinct runs that are known and have no result
     resources: Resources
+    choice: Choice = field(default_factory=Choice)  # nothing else is counted
 
     def record(self) -> dict[str, Any]:
         """The plan as plain values for JSON."""
@@ -157,20 +159,26 @@ def make_plan(
     facts: Facts,
     existing_results: AbstractSet[str],
     speeds: Mapping[SpeedKey, Speed],
+    choice: Choice | None = None,
 ) -> Plan:
     """The plan of `grid` as far as `expansion` knows it; `existing_results` are ids of runs that have a result.
 
     A stage that waits for others is counted for every way in which they may be decided, as far as MAX_OUTCOMES.
+    What `choice` leaves out is counted nowhere, not even as what an earlier stage has.
     """
-    counts = _Outcomes(grid, expansion, facts, existing_results)
+    choice = choice or Choice()
+    expansion = _narrowed(expansion, choice)
+    counts = _Outcomes(grid, expansion, facts, existing_results, choice)
     counts.go_through()
     seen: set[str] = set()
     stages = []
     for stage, known in zip(grid.stages, expansion.stages, strict=True):
+        if not choice.takes_stage(stage.name):
+            continue
         if known.is_test:
-            stages.append(_test_plan(grid, stage, known))
+            stages.append(_test_plan(grid, stage, known, choice))
         else:
-            stages.append(_stage_plan(grid, stage, known, counts, existing_results, seen))
+            stages.append(_stage_plan(stage, known, counts, existing_results, seen))
     runs = expansion_runs(expansion)
     return Plan(
         grid=grid.name,
@@ -181,8 +189,25 @@ def make_plan(
         stored=counts.total("stored"),
         new=counts.total("new"),
         new_now=sum(run not in existing_results for run in runs),
-        resources=_resources(runs, facts, existing_results, speeds, any(stage.test for stage in grid.stages)),
+        resources=_resources(runs, facts, existing_results, speeds, any(stage.is_test for stage in stages)),
+        choice=choice,
     )
+
+
+def _narrowed(expansion: Expansion, choice: Choice) -> Expansion:
+    """`expansion` with all its stages, but only the experiments and runs that are chosen."""
+    if choice.is_all:
+        return expansion
+    stages = []
+    for stage in expansion.stages:
+        experiments = (
+            dataclasses.replace(
+                each, runs=tuple(run for run in each.runs if choice.takes(stage.name, each.name, run.id))
+            )
+            for each in stage.experiments
+        )
+        stages.append(dataclasses.replace(stage, experiments=tuple(each for each in experiments if each.runs)))
+    return dataclasses.replace(expansion, stages=tuple(stages))
 
 
 def expansion_runs(expansion: Expansion) -> dict[str, Run]:
@@ -192,16 +217,15 @@ def expansion_runs(expansion: Expansion) -> dict[str, Run]:
 
 
 def _stage_plan(
-    grid: Grid, stage: Stage, known: StageExpansion, counts: _Outcomes, existing: AbstractSet[str], seen: set[str]
+    stage: Stage, known: StageExpansion, counts: _Outcomes, existing: AbstractSet[str], seen: set[str]
 ) -> StagePlan:
     rows = tuple(_row_plan(experiment, existing, seen) for experiment in known.experiments)
-    num_rows = len(grid.candidates(stage))
     return StagePlan(
         name=stage.name,
         is_test=False,
         start=stage.start,
-        num_rows=num_rows,
-        num_runs=num_rows * len(grid.stage_seeds(stage)),
+        num_rows=counts.of(stage.name, "rows").most,
+        num_runs=counts.of(stage.name, "runs").most,
         new=counts.of(stage.name, "new"),
         shared=counts.of(stage.name, "shared"),
         stored=counts.of(stage.name, "stored"),
@@ -220,11 +244,12 @@ def _row_plan(experiment: Experiment, existing: AbstractSet[str], seen: set[str]
     return RowPlan(experiment.name, tuple(run.id for run in experiment.runs), tuple(states))
 
 
-def _test_plan(grid: Grid, stage: Stage, known: StageExpansion) -> StagePlan:
-    num_rows = stage.test.best if isinstance(stage.test, TestBest) else len(known.experiments)
-    num_rows = len(known.experiments) or num_rows
+def _test_plan(grid: Grid, stage: Stage, known: StageExpansion, choice: Choice) -> StagePlan:
+    is_open = known.waiting is not None and isinstance(stage.test, TestBest)
+    num_rows = stage.test.best if is_open and isinstance(stage.test, TestBest) else len(known.experiments)
     ids = tuple(RowPlan(each.name, tuple(run.id for run in each.runs), ()) for each in known.experiments)
-    num_runs = sum(len(row.runs) for row in ids) if ids else num_rows * len(grid.seeds)
+    num_runs = num_rows * len(grid.seeds) if is_open else sum(len(row.runs) for row in ids)
+    least = 0 if is_open and choice.only is not None else num_runs  # which rows they are is not known
     none = Bounds(0, 0)
     return StagePlan(
         name=stage.name,
@@ -233,7 +258,7 @@ def _test_plan(grid: Grid, stage: Stage, known: StageExpansion) -> StagePlan:
         num_rows=num_rows,
         num_runs=num_runs,
         new=none,
-        shared=Bounds(num_runs, num_runs),
+        shared=Bounds(least, num_runs),
         stored=none,
         keeps=_keeps(stage, known),
         because=_because(stage, known),
@@ -262,8 +287,11 @@ def _because(stage: Stage, known: StageExpansion) -> str | None:
 class _Outcomes:
     """Counts runs of each stage over every way in which the stages that are still open may be decided."""
 
-    def __init__(self, grid: Grid, expansion: Expansion, facts: Facts, existing: AbstractSet[str]) -> None:
+    def __init__(
+        self, grid: Grid, expansion: Expansion, facts: Facts, existing: AbstractSet[str], choice: Choice
+    ) -> None:
         self._grid = grid
+        self._choice = choice
         self._facts = facts
         self._existing = existing
         self._stages = [
@@ -271,12 +299,12 @@ class _Outcomes:
         ]
         self._starts = {stage.start for stage, _ in self._stages}
         self._found: dict[tuple[str, str], Bounds] = {}
-        self._ids: dict[tuple[str, int], list[str]] = {}
+        self._ids: dict[tuple[str, int], list[list[str]]] = {}
         self._identifier = Identifier()
         self._num_counted = self._bounded()
 
     def of(self, stage: str, what: str) -> Bounds:
-        """Bounds of the stage's `new`, `shared` or `stored` runs."""
+        """Bounds of the stage's `new`, `shared` or `stored` runs, or of all its `runs` and `rows`."""
         return self._found[stage, what]
 
     def total(self, what: str) -> Bounds:
@@ -287,8 +315,10 @@ class _Outcomes:
         """Count everything."""
         self._visit(0, {BASE: None}, set(), {"new": 0, "stored": 0, "distinct": 0})
         for stage, _ in self._stages[self._num_counted :]:
-            most = len(self._grid.candidates(stage)) * len(self._grid.stage_seeds(stage))
-            for what in ("new", "shared", "stored"):
+            rows = len(self._grid.candidates(stage)) if self._choice.takes_stage(stage.name) else 0
+            most = rows * len(self._grid.stage_seeds(stage))
+            self._found[stage.name, "rows"] = Bounds(None, rows)
+            for what in ("new", "shared", "stored", "runs"):
                 self._found[stage.name, what] = Bounds(None, most)
             for what in ("new", "stored", "distinct"):
                 self._found["", what] = Bounds(None, self._found["", what].most + most)
@@ -311,10 +341,12 @@ class _Outcomes:
             return
         stage, known = self._stages[index]
         assert stage.start is not None
-        ids = self._run_ids(stage, known, kept[stage.start])
+        by_row = self._run_ids(stage, known, kept[stage.start])
+        ids = [run for runs in by_row for run in runs]
         fresh = set(ids) - seen
         stored = len(fresh & self._existing)
         counts = {"new": len(fresh) - stored, "shared": len(ids) - len(fresh), "stored": stored}
+        counts |= {"rows": sum(map(bool, by_row)), "runs": len(ids)}
         for what, count in counts.items():
             self._note(stage.name, what, count)
         sums = {
@@ -333,17 +365,21 @@ class _Outcomes:
         for row in choices:
             self._visit(index + 1, {**kept, stage.name: row}, seen, sums)
 
-    def _run_ids(self, stage: Stage, known: StageExpansion, start: Row | None) -> list[str]:
+    def _run_ids(self, stage: Stage, known: StageExpansion, start: Row | None) -> list[list[str]]:
+        """Ids of the chosen runs of each row."""
         if known.experiments:
-            return [run.id for experiment in known.experiments for run in experiment.runs]
+            return [[run.id for run in experiment.runs] for experiment in known.experiments]
         rows = rows_of(self._grid, stage, start)
         key = (stage.name, id(rows))  # the grid keeps the rows it built, so that their id() stays theirs
         if key not in self._ids:
-            seeds = self._grid.stage_seeds(stage)
-            self._ids[key] = [
-                run for row in rows for run in self._identifier.run_ids(with_facts(row.spec, self._facts), seeds)
-            ]
+            self._ids[key] = [self._chosen_ids(stage, row) for row in rows]
         return self._ids[key]
+
+    def _chosen_ids(self, stage: Stage, row: Row) -> list[str]:
+        if not self._choice.takes_stage(stage.name):
+            return []
+        found = self._identifier.run_ids(with_facts(row.spec, self._facts), self._grid.stage_seeds(stage))
+        return [run for run in found if self._choice.takes(stage.name, row.candidate.name, run)]
 
     def _note(self, stage: str, what: str, count: int) -> None:
         before = self._found.get((stage, what))
@@ -434,6 +470,8 @@ def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN) -> str:
     """The plan for a terminal: a table of stages, the rows that are known, totals, and what to ask for."""
     seeds = ", ".join(map(str, plan.seeds[:8])) + (", …" if len(plan.seeds) > 8 else "")
     lines = [f"grid {plan.grid}, {'seed' if len(plan.seeds) == 1 else 'seeds'} {seeds}", ""]
+    if not plan.choice.is_all:
+        lines[1:] = [f"only what {_choice_text(plan.choice)} takes is counted", ""]
     head = ("stage", "starts from", "rows", "runs", "new", "shared", "in store", "keeps")
     body = [
         (
@@ -460,6 +498,11 @@ def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN) -> str:
         *_resource_text(plan.resources),
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _choice_text(choice: Choice) -> str:
+    words = [f"--stage {stage}" for stage in choice.stages]
+    return " ".join([*words, *([] if choice.only is None else [f"--only {choice.only!r}"])])
 
 
 def _plural(word: str, count: Bounds) -> str:

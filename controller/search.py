@@ -55,12 +55,13 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Needs:
     """What facts must cover for a grid to expand."""
 
     data: tuple[str, ...]
     weights: tuple[str, ...]
     factories: tuple[str, ...]
+    classifiers: tuple[str, ...] = ()  # torchvision's, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class Row:
     spec: ExperimentSpec
 
 
-def wanted(grid: Grid) -> Wanted:
+def wanted(grid: Grid) -> Needs:
     """What the facts given to `expand` must cover: whatever any row may name."""
     found: dict[str, dict[str, list[Any]]] = {BASE: {key: [_at(grid.base, key)] for key in _NAMING}}
     for stage in grid.stages:
@@ -167,10 +168,12 @@ def wanted(grid: Grid) -> Wanted:
             rows = [{**stage.fixed, **row.values} for row in grid.candidates(stage)]
             found[stage.name] = {key: _named_values(key, rows, start[key]) for key in _NAMING}
     used = {key: [v for name, each in found.items() if name != BASE for v in each[key]] for key in _NAMING}
-    return Wanted(
+    architectures = _distinct(used["model.architecture"])
+    return Needs(
         data=_distinct(used["data.name"]),
         weights=_distinct(used["model.weights"]),
-        factories=tuple(name for name in _distinct(used["model.architecture"]) if ":" in name),
+        factories=tuple(name for name in architectures if ":" in name),
+        classifiers=tuple(name for name in architectures if ":" not in name),
     )
 
 
@@ -234,6 +237,20 @@ def expand(grid: Grid, decisions: Mapping[str, Decision], facts: Facts) -> Expan
             undecided.add(stage.name)
         stages.append(StageExpansion(stage.name, False, experiments, decision, None, names))
     return Expansion(grid.name, grid.seeds, tuple(stages))
+
+
+def fitting(grid: Grid, decisions: Mapping[str, Decision], facts: Facts) -> tuple[Expansion, tuple[str, ...]]:
+    """The grid with those of `decisions` that fit it, and the stages of the others, sorted.
+
+    Raises SpecError and DataError as `expand` does.
+    """
+    stages = {stage.name for stage in grid.stages}
+    fit = {stage: decision for stage, decision in decisions.items() if stage in stages}
+    while True:
+        try:
+            return expand(grid, fit, facts), tuple(sorted(decisions.keys() - fit.keys()))
+        except DecisionMismatch as mismatch:
+            del fit[mismatch.stage]  # those that rest on it are the next not to fit
 
 
 def _check_facts(grid: Grid, facts: Facts) -> None:

@@ -13,16 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len, chop_cells
 
-from controller.search import Decision, Expansion, Experiment, Facts, Run, StageExpansion
-from trainer.failure import Failure
+from controller.search import Decision, Expansion, Experiment, Facts, StageExpansion
+from controller.standing import Known, State, Work, run_state
 from trainer.result import Numerics, ResultNumbers, TestResult
 from trainer.spec import ExperimentSpec, lower_is_better
-
-State = Literal["done", "running", "failed", "waiting"]
 
 MAJORITY = "majority class"
 NAMES_SHOWN = 5  # rows that a footnote or a reason names before it counts the rest
@@ -85,7 +83,7 @@ class RunState(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One experiment: its numbers over the seeds that have them, and why those that lack them do."""
 
     experiment: str
@@ -121,7 +119,7 @@ class StageTable:
     name: str
     is_test: bool
     metric: str  # the validation metric by which the best is marked
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     decision: Decision | None
     waiting: str | None  # why there are no rows yet
     majorities: tuple[Majority, ...]
@@ -186,30 +184,27 @@ def majority(data: str, class_counts: Mapping[str, Sequence[int]], images_per_cl
 
 def build_table(
     expansion: Expansion,
-    results: Mapping[str, ResultNumbers],
-    tests: Mapping[str, TestResult],
-    failures: Mapping[str, Failure],
+    known: Known,
     active: Mapping[str, str],
     *,
     facts: Facts | None = None,
     metrics: Mapping[str, str] | None = None,
 ) -> Table:
-    """The table of `expansion` with all that is known of its runs, each by run id.
+    """The table of `expansion` with all that is known of its runs; `active` is as `run_state` takes it.
 
-    `active` says how unfinished runs stand (`running on host:pid, epoch 3`, `queued`): what begins with `running`
-    runs, all else waits. `facts` gives the majority rows. `metrics` names the validation metric
-    that a stage's `keep` rule compares; without it the decision's counts, then the one that chooses the best epoch.
+    `facts` gives the majority rows. `metrics` names the validation metric that a stage's `keep` rule compares;
+    without it the decision's counts, then the one that chooses the best epoch.
     """
     stages = []
     notes = _Notes()
     for stage in expansion.stages:
         metric = _metric(stage, metrics or {})
-        rows = [_row(experiment, stage.is_test, results, tests, failures, active) for experiment in stage.experiments]
+        rows = [_row(experiment, stage.is_test, known, active) for experiment in stage.experiments]
         best = _best(rows, metric)
         kept = set(stage.decision.kept) if stage.decision and not stage.is_test else set()
-        _note_inexact(notes, stage, results)
+        _note_inexact(notes, stage, known.results)
         stages.append((stage, metric, rows, best, kept))
-    _note_numerics(notes, expansion, results, tests)
+    _note_numerics(notes, expansion, known.results, known.tests)
     return Table(
         grid=expansion.grid,
         seeds=expansion.seeds,
@@ -233,10 +228,10 @@ def build_table(
     )
 
 
-def _marked(row: Row, best: bool, kept: bool, notes: Sequence[int]) -> Row:
+def _marked(row: TableRow, best: bool, kept: bool, notes: Sequence[int]) -> TableRow:
     if not (best or kept or notes):
         return row
-    return Row(
+    return TableRow(
         row.experiment, row.values, row.runs, row.state, row.reason, row.numbers, best, kept, row.exact, tuple(notes)
     )
 
@@ -251,21 +246,18 @@ def _metric(stage: StageExpansion, metrics: Mapping[str, str]) -> str:
     return stage.experiments[0].spec.best.metric if stage.experiments else "validation_loss"
 
 
-def _row(
-    experiment: Experiment,
-    is_test: bool,
-    results: Mapping[str, ResultNumbers],
-    tests: Mapping[str, TestResult],
-    failures: Mapping[str, Failure],
-    active: Mapping[str, str],
-) -> Row:
-    runs = tuple([_run_state(run, is_test, results, tests, failures, active) for run in experiment.runs])
-    done_results = [results[run.id] for run in experiment.runs if run.id in results]
+def _row(experiment: Experiment, is_test: bool, known: Known, active: Mapping[str, str]) -> TableRow:
+    runs = tuple(
+        [RunState(run.id, run.spec.seed, *run_state(Work(run.id, is_test), known, active)) for run in experiment.runs]
+    )
+    done_results = [known.results[run.id] for run in experiment.runs if run.id in known.results]
     # A test that another stage asked for is no number of this stage: whoever compares rows here must not see it.
-    done_tests = [tests[run.id] for run in experiment.runs if run.id in tests] if is_test else []
+    done_tests = [known.tests[run.id] for run in experiment.runs if run.id in known.tests] if is_test else []
     state, reason = _row_state(runs)
     exact = all(result.exact for result in done_results) if done_results else None
-    return Row(experiment.name, experiment.values, runs, state, reason, _numbers(done_results, done_tests), exact=exact)
+    return TableRow(
+        experiment.name, experiment.values, runs, state, reason, _numbers(done_results, done_tests), exact=exact
+    )
 
 
 def _numbers(results: Sequence[ResultNumbers], tests: Sequence[TestResult]) -> Numbers:
@@ -288,32 +280,6 @@ def _over_seeds(
     return means, stds
 
 
-def _run_state(
-    run: Run,
-    is_test: bool,
-    results: Mapping[str, ResultNumbers],
-    tests: Mapping[str, TestResult],
-    failures: Mapping[str, Failure],
-    active: Mapping[str, str],
-) -> RunState:
-    """How `run` stands: a result outweighs an old failure, and a final failure outweighs what seems to run."""
-    state: State = "waiting"
-    reason: str | None = "never started"
-    failure = failures.get(run.id)
-    if run.id in results and (not is_test or run.id in tests):
-        state, reason = "done", None
-    elif failure and failure.final:
-        state, reason = "failed", f"{failure.reason}: {failure.message}"
-    elif run.id in active:
-        reason = active[run.id]
-        state = "running" if reason.startswith("running") else "waiting"
-    elif failure:
-        reason = f"to be started again after {failure.reason}: {failure.message}"
-    elif run.id in results:
-        reason = "trained, not tested yet"
-    return RunState(run.id, run.spec.seed, state, reason)
-
-
 def _row_state(runs: tuple[RunState, ...]) -> tuple[State, str | None]:
     """The state of a row is the one that keeps it from being done: failed before running before waiting."""
     unfinished = [run for run in runs if run.state != "done"]
@@ -333,7 +299,7 @@ def _row_state(runs: tuple[RunState, ...]) -> tuple[State, str | None]:
     return state, reason
 
 
-def _best(rows: Sequence[Row], metric: str) -> set[int]:
+def _best(rows: Sequence[TableRow], metric: str) -> set[int]:
     """Indices of the rows with the best mean of `metric`: one, or several equal ones; only rows with every seed."""
     sign = 1 if lower_is_better(metric) else -1
     means = {
@@ -354,7 +320,7 @@ def _majorities(experiments: Sequence[Experiment], facts: Facts) -> tuple[Majori
     )
 
 
-def _remarks(stage: StageExpansion, rows: Sequence[Row], best: set[int]) -> tuple[str, ...]:
+def _remarks(stage: StageExpansion, rows: Sequence[TableRow], best: set[int]) -> tuple[str, ...]:
     remarks = []
     decision = stage.decision
     if decision:
@@ -557,7 +523,7 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-def _mark(row: Row, is_final: bool) -> str:
+def _mark(row: TableRow, is_final: bool) -> str:
     """What is to be said of a row in two words: best, kept, or why its numbers are missing or not all there."""
     if row.state != "done":
         return f"{row.state} {row.num_done}/{len(row.runs)}" if row.num_done else row.state
@@ -862,7 +828,7 @@ def _json(table: Table) -> dict[str, Any]:
     }
 
 
-def _json_row(row: Row) -> dict[str, Any]:
+def _json_row(row: TableRow) -> dict[str, Any]:
     return {
         "experiment": row.experiment,
         "values": _plain(row.values),

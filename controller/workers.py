@@ -14,24 +14,18 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from controller.live import Pace, RunProgress
+from controller.standing import Work
 from trainer.child import BLOCKED_AT_START, PRELOAD, run_attempt
-from trainer.machine import available_memory, available_processors, visible_gpus
+from trainer.failure import LOG_TAIL_LINES
+from trainer.machine import asked_threads, available_memory, available_processors, visible_gpus
 from trainer.spec import ExperimentSpec
 from trainer.store import Store
 
 PROCESS_BYTES = 3 << 29  # memory to leave for each process: torch, a small network, its part of the images
 SMALL_STEP_PIXELS = 500_000  # below, a step gains nothing by a second thread
-LOG_TAIL_LINES = 40
-
-
-class Work(NamedTuple):
-    """One thing to start a process for: training a run, or testing it."""
-
-    run: str
-    is_test: bool
 
 
 # How much at once
@@ -49,9 +43,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """What there is now."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(asked) if asked.isdigit() and int(asked) > 0 else None
-    return Machine(available_processors(), available_memory(), visible_gpus(), threads)
+    return Machine(available_processors(), available_memory(), visible_gpus(), asked_threads())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import click
 import pytest
 
 from controller.cli import main
 from controller.grid import parse_grid
+from controller.live import Word
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,17 +145,87 @@ def test_every_function_that_the_life_of_a_run_names_is_there() -> None:
     assert lost == []
 
 
-def test_every_module_that_the_architecture_names_is_there() -> None:
+def _named_modules() -> set[str]:
+    """The modules in the architecture's table, from the project's folder on."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("## Modules")[2].partition("##")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    lost = []
-    for row in rows:
-        package = "trainer"
+    named = set()
+    for row in (line.split("|")[1] for line in table.splitlines() if line.startswith("| `")):
+        package = ""
         for name in re.findall(r"`([\w/.]+)`", row):
             if name.startswith(("trainer/", "controller/")):
                 package, _, name = name.partition("/")
-            if not (ROOT / package / name).exists():
-                lost.append(f"{package}/{name}")
-    assert rows
-    assert lost == []
+            named.add(f"{package}/{name}".rstrip("/"))
+    return named
+
+
+def test_the_architecture_names_every_module_and_no_other() -> None:
+    modules = {
+        f"{package}/{path.name}"
+        for package in ("trainer", "controller")
+        for path in (ROOT / package).iterdir()
+        if (path.suffix == ".py" and path.name != "__init__.py") or (path / "__init__.py").is_file()
+    }
+    assert _named_modules() == modules
+
+
+KEY_PARTS = r"(?:grids|runs|datasets|attempts|decisions|earlier|set_aside|blobs|test)"
+
+
+def test_the_architecture_names_every_place_that_the_code_writes_to() -> None:
+    layout = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The store")[2]
+    layout = layout.partition("## ")[0]
+    found = set()
+    for path in [*(ROOT / "trainer").glob("*.py"), *(ROOT / "controller").rglob("*.py")]:
+        for key in re.findall(rf'f"{KEY_PARTS}/{{[^"]*"', path.read_text(encoding="utf-8")):
+            found |= set(re.findall(r"[\w-]+\.(?:json|yaml|md|csv|txt|npz|jsonl|safetensors)\b", key))
+            found |= set(re.findall(r"/([a-z_]+)/", key))
+    assert {"grid.yaml", "intent.json", "decisions", "numerics.json", "attempts", "predictions.npz"} <= found
+    assert [name for name in sorted(found) if name not in layout] == []
+
+
+def test_every_word_of_a_log_is_explained() -> None:
+    text = (ROOT / "docs" / "life-of-a-run.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(get_args(Word))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "block", [block for block in shown("python") if "num_classes" in block.text], ids=lambda block: block.id
+)
+def test_every_factory_that_is_shown_builds_a_network(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shown_networks.py").write_text(block.text)
+    monkeypatch.syspath_prepend(tmp_path)
+    (name,) = re.findall(r"^def (\w+)", block.text, re.MULTILINE)
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from trainer.model import build_network\nfrom trainer.spec import ModelSpec\n"
+        "from trainer.store import FileStore\n"
+        f"spec = ModelSpec(architecture='shown_networks:{name}')\n"
+        "network = build_network(spec, 5, 0, FileStore(Path(sys.argv[1])))\n"
+        "print(tuple(network.module(torch.zeros(2, 3, 32, 32)).shape))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "store"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "(2, 5)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        pytest.param("~/birds/", "birds", id="folder"),
+        pytest.param("/data/my birds", "my birds", id="space"),
+        pytest.param("birds.tar.gz", "birds", id="archive"),
+        pytest.param("https://example.org/a/birds.tgz?raw=1", "birds", id="address"),
+        pytest.param("birds.v2", "birds.v2", id="dot"),
+    ],
+)
+def test_make_data_names_the_data_set_after_its_source(source: str, name: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "data", f"SRC={source}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"data import '{name}' '{source}' " in done.stdout

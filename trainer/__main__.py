@@ -24,14 +24,14 @@ from trainer.failure import (
 from trainer.identity import read_spec, run_id
 from trainer.spec import RunSpec
 from trainer.stop import StopSignal
-from trainer.store import NotFound, Retry, Store, open_store
+from trainer.store import STORE_PATIENCE_SECONDS, NotFound, Retry, Store, open_store
 
 if TYPE_CHECKING:
     from trainer.recorder import LogBuffer
 
 # torch takes seconds to import: nothing above loads it, so that a stop signal is heard and a finished run ends at once
 
-STORE_PATIENCE_SECONDS = 30 * 60.0
+
 STOP_GRACE_SECONDS = 20.0  # after a stop signal, how long a last checkpoint may wait for a store: Kubernetes gives 30
 
 log = logging.getLogger("trainer")

@@ -14,6 +14,7 @@ Pixel (x, y) of an image of width w that starts at byte s lies at s + 3 (y w + x
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -267,6 +268,21 @@ def _is_whole(path: Path, header: bytes, num_bytes: int) -> bool:
         return False
 
 
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Give the open file its length, and its place on the disk where the file system can: then a full disk shows now.
+
+    Raises OSError where there is no room.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except AttributeError:  # no such call on this system
+        os.truncate(descriptor, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system does not know it
+            raise
+        os.truncate(descriptor, num_bytes)
+
+
 def _fill(part: Part, path: Path, header: bytes, cache: Cache) -> None:
     """Decode every image into a file beside `path` and give it that name once it is whole.
 
@@ -277,7 +293,7 @@ def _fill(part: Part, path: Path, header: bytes, cache: Cache) -> None:
     assert part._pool is not None
     with partial.open("wb") as file:
         descriptor = file.fileno()
-        os.posix_fallocate(descriptor, 0, HEADER_BYTES + part.num_bytes)  # a full disk is seen now or never
+        _reserve(descriptor, HEADER_BYTES + part.num_bytes)
 
         def fill(first: int) -> int:
             for index in range(first, min(total, first + FILL_CHUNK)):

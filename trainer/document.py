@@ -360,13 +360,16 @@ def _problem(path: Path, details: Sequence[ErrorDetails], model: type[BaseModel]
         )
     got = first["input"]
     wanted = list(dict.fromkeys(filter(None, (_wanted(detail) for detail in details))))
-    if any(type(None) in _members(annotation) for annotation in _annotations(model, path, value)):
+    may_be_null = any(type(None) in _members(annotation) for annotation in _annotations(model, path, value))
+    if may_be_null:
         wanted.append("null")
     hint = None
     for detail in details:
         if detail["type"] == "literal_error":
             hint = hint or _near_value(got, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
-    return Problem(path, f"got {show_value(got)}, expected {_either(wanted)}", hint or _spelling_hint(kind, got))
+    return Problem(
+        path, f"got {show_value(got)}, expected {_either(wanted)}", hint or _spelling_hint(kind, got, may_be_null)
+    )
 
 
 def _wanted(detail: ErrorDetails) -> str:
@@ -404,14 +407,14 @@ def _tidy(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-def _spelling_hint(kind: str, got: Any) -> str | None:
+def _spelling_hint(kind: str, got: Any, may_be_null: bool) -> str | None:
     if kind == "bool_type" and isinstance(got, str) and got.lower() in {"yes", "no", "on", "off", "y", "n"}:
         return f"write {'true' if got.lower() in {'yes', 'on', 'y'} else 'false'}"
     if kind == "string_type" and isinstance(got, bool | int | float):
         return f"put it in quotes: '{show_value(got)}'"
     if kind in {"int_type", "float_type"} and isinstance(got, str):
         if got.lower() in {"none", "nil", "off", "no"}:
-            return "write null"
+            return "write null" if may_be_null else None
         try:
             number = float(int(got, 0)) if re.match(r"[-+]?0[xob]", got) else float(got.replace("_", ""))
         except ValueError:

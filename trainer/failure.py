@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
 
 FINAL_EXITS = frozenset({ExitCode.SPEC, ExitCode.DATA, ExitCode.TRAINING})
 """Exits after which a further attempt could only fail again."""
+LOG_TAIL_LINES = 40  # of an attempt's log that its failure keeps
 
 
 class GridError(Exception):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections import Counter, defaultdict, deque
@@ -44,6 +43,7 @@ from trainer.decode import inspect
 from trainer.download import Progress
 from trainer.failure import DataError, SpecError
 from trainer.lease import HostLock
+from trainer.machine import available_processors
 from trainer.shards import SHARD_BYTES, ShardWriter
 from trainer.source import MAX_FILE, SourceFile, open_source, silent
 from trainer.splits import SHOWN, by_class, by_folders, by_lists, every_third, stratified, told
@@ -113,9 +113,9 @@ def import_dataset(
     ):
         tree = read_tree(listing, root=root, exclude=exclude, has_part_folders=split == "folders")
         parts = assign_parts(tree, rules)
-        with _only_import(store, name), _Shelf(store, name) as shelf:
+        with _only_import(store, name), _Shelf(store, name, replace) as shelf:
             rows = _Rows(tree, parts, on_bad)
-            _write_shards(rows, shelf, Path(scratch), shard_bytes, num_threads or _num_cores(), progress)
+            _write_shards(rows, shelf, Path(scratch), shard_bytes, num_threads or available_processors(), progress)
             rows.check()
             index = rows.index(name, rules, exclude, shelf.shards)
             return _publish(index, shelf, replace)
@@ -149,10 +149,6 @@ def _check_request(name: str, rules: Rules, on_bad: str) -> None:
             + ("lists for train and test" if rules.split == "lists" else "none"),
             hint="lists belong to the split `lists`",
         )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def assign_parts(tree: Tree, rules: Rules) -> dict[str, PartName]:
@@ -389,11 +385,13 @@ def _write_shards(
 class _Shelf:
     """A data set's place in the store while it is being imported; what was put is removed again on an error."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, replace: bool) -> None:
         self.store = store
         self.name = name
         self.shards: list[Shard] = []
-        self._sizes = {entry.key: entry.size for entry in store.list(dataset_key(name, "shard-"))}
+        # replacing mends what is damaged, which its size need not show: every shard is then written
+        entries = () if replace else store.list(dataset_key(name, "shard-"))
+        self._sizes = {entry.key: entry.size for entry in entries}
         self._put: list[str] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="put")
         self._running: Future[None] | None = None
@@ -461,7 +459,7 @@ def _publish(index: DatasetIndex, shelf: _Shelf, replace: bool) -> Imported:
         if not replace:
             raise
         old = None
-    if old is not None and old.fingerprint == index.fingerprint and shelf.has(old.shards):
+    if old is not None and old.fingerprint == index.fingerprint and shelf.has(old.shards) and not replace:
         if old.shards != index.shards:
             shelf.drop_new()
         return Imported(old, "unchanged")

@@ -14,8 +14,13 @@ NO_QUOTA = 1 << 16  # processors that a cgroup without a quota allows
 
 def available_threads(environment: Mapping[str, str] = os.environ) -> int:
     """CPU threads to use: OMP_NUM_THREADS where it is set, else the processors this process may run on."""
+    return asked_threads(environment) or available_processors()
+
+
+def asked_threads(environment: Mapping[str, str] = os.environ) -> int | None:
+    """CPU threads that OMP_NUM_THREADS asks for; none where it asks for no number of them."""
     asked = environment.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else available_processors()
+    return int(asked) if asked.isdigit() and int(asked) > 0 else None
 
 
 def available_processors() -> int:

@@ -8,12 +8,10 @@ import threading
 from collections.abc import Callable
 
 from trainer.checkpoint import CheckpointStore, Progress, Snapshot
-from trainer.failure import GridError
+from trainer.failure import LOG_TAIL_LINES, GridError
 from trainer.lease import Lease
 from trainer.result import EpochMetrics, Record
 from trainer.store import Store
-
-LOG_TAIL_LINES = 40
 
 log = logging.getLogger(__name__)
 

@@ -100,7 +100,10 @@ def open_source(
             yield listing
         return
     if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        raise DataError(f"source {text}: expected a folder, an archive, or an http:// or https:// address")
+        raise DataError(
+            f"source {text}: expected a folder, an archive, or an http:// or https:// address",
+            hint="fetch it by other means first, and import the folder or archive",
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         if sha256 is not None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIB = 1 << 20
+STORE_PATIENCE_SECONDS = 30 * 60.0  # a run, and who waits for runs, bears a store that does not answer for so long
 KEY_LIMIT = 900  # bytes; S3 allows 1,024 with the store's own prefix
 
 

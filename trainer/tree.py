@@ -125,7 +125,10 @@ def _check_names(names: set[str], exclude: Sequence[str], listing: Listing, top:
             hint="rename or merge them, or leave one out with --exclude: some file systems cannot hold both",
         )
     if not names - set(exclude):
-        raise DataError(f"source {listing.origin}: every class is excluded")
+        raise DataError(
+            f"source {listing.origin}: every class is excluded: {told(sorted(names))}",
+            hint="leave one of them out of --exclude",
+        )
 
 
 def _inside(listing: Listing, top: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 
 import click
 
@@ -43,12 +43,16 @@ def data() -> None:
     """
 
 
-RULES = ("every-third", "folders", "lists", "fraction")
+def split_rules() -> list[str]:
+    """The rules of --split."""
+    from trainer.dataset import SplitRule
+
+    return sorted(get_args(SplitRule))
 
 
 def complete_rule(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """The rules of --split."""
-    return [rule for rule in RULES if rule.startswith(incomplete)]
+    return [rule for rule in split_rules() if rule.startswith(incomplete)]
 
 
 def parse_split(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[SplitRule, float]:
@@ -58,7 +62,7 @@ def parse_split(_ctx: click.Context, _option: click.Parameter, text: str) -> tup
         number = float(share) if separator else TEST_SHARE
     except ValueError:
         number = 0.0
-    if rule not in RULES or (separator and rule != "fraction") or not 0 < number < 1:
+    if rule not in split_rules() or (separator and rule != "fraction") or not 0 < number < 1:
         wanted = "every-third, folders, lists, fraction or fraction=F with F between 0 and 1"
         raise click.BadParameter(f"got {text!r}, expected {wanted}")
     return cast("SplitRule", rule), number

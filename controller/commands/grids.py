@@ -8,16 +8,19 @@ import click
 
 from controller.commands.surface import (
     as_option,
+    choice_of,
     count_text,
     fitting_expansion,
     grid_argument,
     grid_facts,
     json_option,
     named_grid,
+    only_option,
     plain,
     print_json,
     seeds_option,
     set_option,
+    stage_option,
     store_option,
     the_store,
 )
@@ -112,30 +115,42 @@ def _start(stage: Stage) -> str:
 @set_option
 @seeds_option
 @as_option
+@stage_option
+@only_option
 @click.option("--rows", metavar="N", type=click.IntRange(0), help="Show at most N rows of each stage.")
 @json_option
 def plan(
-    grid: str, sets: tuple[str, ...], seeds: int | None, new_name: str | None, rows: int | None, as_json: bool
+    grid: str,
+    sets: tuple[str, ...],
+    seeds: int | None,
+    new_name: str | None,
+    stages: tuple[str, ...],
+    only: str | None,
+    rows: int | None,
+    as_json: bool,
 ) -> None:
     """Show what GRID would train, before anything does.
 
     Which runs are new, which several rows share, which the store has already; what memory, disk and time to expect.
+    With --stage and --only nothing else is counted.
 
     \b
     Examples:
       grid plan demo
       grid plan demo --seeds 5 --set epochs=20
+      grid plan from_scratch --only '*lr=0.01*' --seeds 3
     """
     from controller.knowledge import read_results, runs_with_results
     from controller.plan import ROWS_SHOWN, make_plan, plan_text, runs_alike, speeds_of
 
     found = named_grid(grid, sets, seeds, new_name)
+    choice = choice_of(found, only, stages)
     store = the_store()
     facts = grid_facts(found, store)
     expansion = fitting_expansion(found, store, facts)
     finished = runs_with_results(store)
     speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
-    planned = make_plan(found, expansion, facts, set(finished), speeds)
+    planned = make_plan(found, expansion, facts, set(finished), speeds, choice)
     if as_json:
         print_json(planned.record())
     else:

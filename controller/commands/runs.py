@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import io
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import click
 
 from controller.commands.surface import (
     as_option,
+    choice_of,
     complete_stage,
     count_text,
     grid_argument,
@@ -37,12 +38,12 @@ from controller.commands.surface import (
 if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.local import Status
+    from controller.standing import Choice, State
     from controller.table import Table
     from trainer.store import Store
 
 WIDTH = 120  # cells, where the output is no terminal
 SVG_WIDTH = 110
-STATES = ("done", "running", "waiting", "failed")
 
 
 @click.command()
@@ -51,14 +52,7 @@ STATES = ("done", "running", "waiting", "failed")
 @set_option
 @seeds_option
 @only_option
-@click.option(
-    "--stage",
-    "stages",
-    shell_complete=complete_stage,
-    metavar="STAGE",
-    multiple=True,
-    help="Only this stage. May be repeated.",
-)
+@stage_option
 @click.option(
     "--parallel", type=click.IntRange(1), metavar="N", help="So many runs at once; else what fits the machine."
 )
@@ -96,6 +90,8 @@ def run(
       grid run from_scratch --only '*lr=0.01*' --seeds 3
     """
     from controller.local import run_grid
+    from controller.standing import Choice, chosen_work
+    from trainer.failure import SpecError
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
@@ -106,18 +102,21 @@ def run(
     if as_json:
         print_json({"stopped": outcome.stopped, **_status_json(found, standing)})
     else:
-        _tell_end(grid, found, standing, stopped=outcome.stopped)
+        _tell_end(plain(found.name), _counts(standing), stopped=outcome.stopped)
+    if only is not None and not chosen_work(outcome.expansion, Choice(only, stages)):
+        raise SpecError(f"--only: got {only!r}, which fits no run of grid {found.name} that is known so far")
     if outcome.exit_code:
         raise SystemExit(int(outcome.exit_code))
 
 
-def _tell_end(given: str, grid: Grid, standing: Status, *, stopped: bool) -> None:
-    click.echo(f"{plain(grid.name)}: {_counted(_counts(standing))}", err=True)
-    shown = plain(grid.name if given != grid.name and not Path(given).is_file() else given)
+def _tell_end(grid: str, counts: dict[str, int], *, stopped: bool) -> None:
+    click.echo(f"{grid}: {_counted(counts)}", err=True)
+    if counts["failed"]:
+        click.echo(f"`grid status {grid}` says why runs failed, `grid retry {grid}` lets them be tried again", err=True)
     if stopped:
         click.echo("stopped; the same command goes on from here", err=True)
     else:
-        click.echo(f"`grid table {shown}` compares what is there", err=True)
+        click.echo(f"`grid table {grid}` compares what is there", err=True)
 
 
 def _standing(grid: Grid, store: Store) -> Status:
@@ -141,7 +140,7 @@ def _leave_tables(grid: Grid, store: Store) -> None:
 @stage_option
 @only_option
 @json_option
-def status(grid: str, stage: str | None, only: str | None, as_json: bool) -> None:
+def status(grid: str, stages: tuple[str, ...], only: str | None, as_json: bool) -> None:
     """Show how far GRID is: what is done, what runs, what waits and for what, what failed and why.
 
     \b
@@ -150,9 +149,8 @@ def status(grid: str, stage: str | None, only: str | None, as_json: bool) -> Non
     """
     store = the_store()
     found = stored_or_named_grid(grid, store)
-    if stage is not None:
-        found.stage(stage)
-    shown = _status_json(found, _standing(found, store), stage, only)
+    choice = choice_of(found, only, stages)
+    shown = _status_json(found, _standing(found, store), choice)
     if as_json:
         print_json(shown)
         return
@@ -172,11 +170,17 @@ def status(grid: str, stage: str | None, only: str | None, as_json: bool) -> Non
                     click.echo(f"    {plain(line)}")
 
 
-def _counts(standing: Status) -> dict[str, int]:
-    from controller.local import Choice, chosen_work
+def _counts(standing: Status, choice: Choice | None = None) -> dict[str, int]:
+    from controller.standing import Choice, chosen_work
 
-    states: list[str] = [standing.state(work)[0] for work in chosen_work(standing.expansion, Choice())]
-    return {state: states.count(state) for state in STATES}
+    return _count(standing.state(work)[0] for work in chosen_work(standing.expansion, choice or Choice()))
+
+
+def _count(states: Iterable[State]) -> dict[str, int]:
+    from controller.standing import STATES
+
+    found = list(states)
+    return {state: found.count(state) for state in STATES}
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -184,25 +188,23 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(told) or "nothing to do yet"
 
 
-def _status_json(grid: Grid, standing: Status, stage: str | None = None, only: str | None = None) -> dict[str, Any]:
-    from controller.local import Choice
-    from controller.workers import Work
+def _status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> dict[str, Any]:
+    from controller.standing import Choice, Work
 
-    choice = Choice(only, () if stage is None else (stage,))
+    choice = choice or Choice()
     stages = []
     for each in standing.expansion.stages:
-        if stage not in (None, each.name):
+        if not choice.takes_stage(each.name):
             continue
         rows = []
         for experiment in each.experiments:
-            runs = []
+            runs: list[dict[str, Any]] = []
             for one in experiment.runs:
                 if choice.takes(each.name, experiment.name, one.id):
                     state, reason = standing.state(Work(one.id, each.is_test))
                     runs.append({"run": one.id, "seed": one.spec.seed, "state": state, "reason": reason})
             if runs:
-                states: list[str] = [str(one["state"]) for one in runs]
-                counts = {state: states.count(state) for state in STATES}
+                counts = _count(one["state"] for one in runs)
                 rows.append({"experiment": experiment.name, "counts": counts, "runs": runs})
         waiting = each.waiting or standing.waiting.get(each.name)
         stages.append(
@@ -214,15 +216,16 @@ def _status_json(grid: Grid, standing: Status, stage: str | None = None, only: s
                 "experiments": rows,
             }
         )
-    return {"grid": grid.name, "counts": _counts(standing), "stages": stages}
+    return {"grid": grid.name, "counts": _counts(standing, choice), "stages": stages}
 
 
 @click.command()
 @grid_argument
 @store_option
+@stage_option
 @only_option
 @json_option
-def retry(grid: str, only: str | None, as_json: bool) -> None:
+def retry(grid: str, stages: tuple[str, ...], only: str | None, as_json: bool) -> None:
     """Clear GRID's failures, so that `grid run` tries those runs again.
 
     \b
@@ -233,7 +236,7 @@ def retry(grid: str, only: str | None, as_json: bool) -> None:
 
     store = the_store()
     found = stored_or_named_grid(grid, store)
-    cleared = clear(found, store, only)
+    cleared = clear(found, store, choice_of(found, only, stages))
     if as_json:
         print_json({"grid": found.name, "cleared": {run: one.model_dump(mode="json") for run, one in cleared.items()}})
         return
@@ -285,7 +288,7 @@ FORMATS = ("terminal", "markdown", "csv", "json", "svg")
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to FILE.")
 @json_option
-def table(grid: str, stage: str | None, only: str | None, form: str, output: Path | None, as_json: bool) -> None:
+def table(grid: str, stages: tuple[str, ...], only: str | None, form: str, output: Path | None, as_json: bool) -> None:
     """Compare GRID's experiments: mean ± std over seeds, the best marked, and why a row has no numbers yet.
 
     Numbers are rounded for reading in terminal, markdown and svg, exact in csv and json.
@@ -297,9 +300,8 @@ def table(grid: str, stage: str | None, only: str | None, form: str, output: Pat
     """
     store = the_store()
     found = stored_or_named_grid(grid, store)
-    if stage is not None:
-        found.stage(stage)
-    text = written(chosen(_table(found, store), stage, only), "json" if as_json else form, to_file=output is not None)
+    choice = choice_of(found, only, stages)
+    text = written(chosen(_table(found, store), choice), "json" if as_json else form, to_file=output is not None)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -321,31 +323,28 @@ def _table(grid: Grid, store: Store) -> Table:
             metrics[stage.name] = stage.keep.best
         elif isinstance(stage.test, TestBest) and stage.test.by:
             metrics[stage.name] = stage.test.by
-    known = standing.known
     return build_table(
         standing.expansion,
-        known.results,
-        known.tests,
-        known.failures,
+        standing.known,
         standing.active,
         facts=grid_facts(grid, store),
         metrics=metrics,
     )
 
 
-def chosen(table: Table, stage: str | None, only: str | None) -> Table:
-    """The table without the stages and rows that were not asked for."""
-
-    def fits(stage_name: str, experiment: str) -> bool:
-        names = (experiment, f"{stage_name}/{experiment}")
-        return only is None or any(fnmatch.fnmatchcase(name, only) for name in names)
-
+def chosen(table: Table, choice: Choice) -> Table:
+    """The table without the stages and rows that were not asked for; a row stays whole for any of its runs."""
     return dataclasses.replace(
         table,
         stages=tuple(
-            dataclasses.replace(each, rows=tuple(row for row in each.rows if fits(each.name, row.experiment)))
+            dataclasses.replace(
+                each,
+                rows=tuple(
+                    row for row in each.rows if any(choice.takes(each.name, row.experiment, run.id) for run in row.runs)
+                ),
+            )
             for each in table.stages
-            if stage in (None, each.name)
+            if choice.takes_stage(each.name)
         ),
     )
 

@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.search import Expansion, Facts
+    from controller.standing import Choice
     from trainer.store import Store
 
 DEFAULT_STORE = "file://./store"
@@ -63,7 +64,9 @@ as_option = click.option(
 def only_option(function: F) -> F:
     """Add --only."""
     return click.option(
-        "--only", metavar="PATTERN", help="Only experiments whose name matches, such as '*lr=0.01*'; * is any text."
+        "--only",
+        metavar="PATTERN",
+        help="Only experiments whose name matches, such as '*lr=0.01*', or runs by their ids; * is any text.",
     )(function)
 
 
@@ -140,7 +143,14 @@ def _quietly(names: Callable[[click.Context], list[str]], ctx: click.Context) ->
 
 
 grid_argument = click.argument("grid", metavar="GRID", shell_complete=complete_grid)
-stage_option = click.option("--stage", metavar="STAGE", shell_complete=complete_stage, help="Only this stage.")
+stage_option = click.option(
+    "--stage",
+    "stages",
+    metavar="STAGE",
+    multiple=True,
+    shell_complete=complete_stage,
+    help="Only this stage. May be repeated.",
+)
 
 
 # Grids
@@ -173,6 +183,13 @@ def _renamed(grid: Grid, name: str) -> Grid:
     return parse_grid(write_yaml({**grid.document.value, "grid": name}), f"--as {name}")
 
 
+def choice_of(grid: Grid, only: str | None, stages: tuple[str, ...]) -> Choice:
+    """The part of the grid that --only and --stage choose. Raises SpecError on a stage that it has not."""
+    from controller.standing import Choice
+
+    return Choice(only, tuple(grid.stage(name).name for name in stages))
+
+
 def stored_or_named_grid(given: str, store: Store) -> Grid:
     """The grid as the store has it, with what `grid run` set; the named one where the store has none of its name."""
     from controller.archive import stored_grid
@@ -189,17 +206,12 @@ def stored_or_named_grid(given: str, store: Store) -> Grid:
 def fitting_expansion(grid: Grid, store: Store, facts: Facts) -> Expansion:
     """The grid with the store's decisions for its name, without those over other rows than the grid has."""
     from controller.knowledge import read_decisions
-    from controller.search import DecisionMismatch, expand
+    from controller.search import fitting
 
-    decisions = read_decisions(store, grid.name)
-    stages = {stage.name for stage in grid.stages}
-    decisions = {stage: decision for stage, decision in decisions.items() if stage in stages}
-    while True:
-        try:
-            return expand(grid, decisions, facts)
-        except DecisionMismatch as mismatch:
-            note(f"the decision of stage {mismatch.stage} in {store.uri} does not fit this grid and is left out")
-            del decisions[mismatch.stage]
+    expansion, misfits = fitting(grid, read_decisions(store, grid.name), facts)
+    for stage in misfits:
+        note(f"the decision of stage {stage} in {store.uri} does not fit this grid and is left out")
+    return expansion
 
 
 def grid_facts(grid: Grid, store: Store) -> Facts:

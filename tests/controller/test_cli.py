@@ -17,6 +17,7 @@ from PIL import Image
 from controller.cli import SECTIONS, main
 from controller.commands.data import ImportProgress
 from trainer.failure import Failure
+from trainer.lease import LeaseRecord, lease_key
 from trainer.result import Numerics
 from trainer.result import Result as RunResult
 from trainer.store import FileStore
@@ -320,6 +321,43 @@ def test_retry_clears_failures_and_says_which(imported: Path) -> None:
     assert "nothing failed for good" in call("retry", "tiny.yaml").stdout
 
 
+def test_retry_clears_what_is_chosen(imported: Path) -> None:
+    store, runs = store_of(imported), planned_runs()
+    for run in (runs[0], runs[2]):
+        failure = Failure(run=run, attempt=None, exit_code=70, reason="diverged", message="not finite", final=True)
+        store.put(f"failures/{run}.json", failure.model_dump_json().encode())
+    assert "nothing failed for good" in call("retry", "tiny.yaml", "--stage", "best").stdout
+    cleared = answer("retry", "tiny.yaml", "--stage", "rate", "--only", runs[2])
+    assert isinstance(cleared, dict)
+    assert list(cleared["cleared"]) == [runs[2]]
+    assert "--only" in call("retry", "tiny.yaml", "--only", "none", expected=64).stderr
+
+
+def test_a_plan_counts_only_what_is_chosen(imported: Path) -> None:
+    plan = answer("plan", "tiny.yaml", "--stage", "rate", "--only", "*0.01")
+    assert isinstance(plan, dict)
+    assert [each["name"] for each in plan["stages"]] == ["rate"]
+    assert plan["new_now"] == 2
+    assert plan["choice"] == {"only": "*0.01", "stages": ["rate"]}
+    assert "only what --only '*0.01' takes is counted" in call("plan", "tiny.yaml", "--only", "*0.01").stdout
+    assert "expected a stage" in call("plan", "tiny.yaml", "--stage", "none", expected=64).stderr
+
+
+def test_a_run_under_training_runs_for_every_command(imported: Path) -> None:
+    store, run = store_of(imported), planned_runs()[0]
+    failure = Failure(run=run, attempt=None, exit_code=70, reason="diverged", message="not finite", final=True)
+    store.put(f"failures/{run}.json", failure.model_dump_json().encode())
+    now = datetime.now(UTC)
+    lease = LeaseRecord(holder="node-1:7", host="node-1", attempt="0002-x", heartbeat=now, epoch=2)
+    store.put(lease_key(run), lease.model_dump_json().encode())
+    status, table = answer("status", "tiny.yaml"), answer("table", "tiny.yaml")
+    assert isinstance(status, dict)
+    assert isinstance(table, dict)
+    told = status["stages"][0]["experiments"][0]["runs"][0]
+    assert (told["state"], told["reason"]) == ("running", "running on node-1:7, epoch 3")
+    assert table["stages"][0]["rows"][0]["runs"][0] == told
+
+
 def test_a_stage_without_a_decision_has_nothing_to_reopen(imported: Path) -> None:
     assert "has no decision" in call("reopen", "tiny.yaml", "rate").stdout
     assert "expected a stage" in call("reopen", "tiny.yaml", "none", expected=64).stderr
@@ -370,6 +408,9 @@ def test_a_table_shows_only_what_is_asked_for(imported: Path) -> None:
     assert isinstance(table, dict)
     assert [each["stage"] for each in table["stages"]] == ["rate"]
     assert len(table["stages"][0]["rows"]) == 1
+    one = answer("table", "tiny.yaml", "--stage", "rate", "--stage", "best", "--only", planned_runs()[3])
+    assert isinstance(one, dict)
+    assert [len(each["rows"]) for each in one["stages"]] == [1, 0]
     assert "expected a stage" in call("table", "tiny.yaml", "--stage", "none", expected=64).stderr
 
 

@@ -26,23 +26,20 @@ from controller.knowledge import read_decisions, read_failures, read_leases, rea
 from controller.live import GridProgress, RunProgress, View, Word
 from controller.local import (
     MAX_TRIES,
-    Choice,
-    Known,
     Outcome,
     Tries,
     Verdict,
-    chosen_work,
     crash_failure,
     judge,
     next_starts,
     retry,
     run_grid,
-    startable,
     status,
     time_left,
 )
-from controller.search import DataFacts, Decision, Expansion, Facts, RowSeen, expand
-from controller.workers import Machine, Share, Work, num_threads, share_of, show_exit
+from controller.search import DataFacts, Decision, Expansion, Facts, expand
+from controller.standing import Choice, Work, chosen_work
+from controller.workers import Machine, Share, num_threads, share_of, show_exit
 from trainer.failure import DataError, ExitCode, Failure, SpecError, StoreError
 from trainer.identity import read_spec
 from trainer.lease import run_lock
@@ -75,90 +72,15 @@ PASSING = {"wall_seconds", "images_per_second", "peak_memory_bytes", "attempts"}
 # --- values in, values out
 
 
-def expanded(text: str = TEXT, **kept: str) -> Expansion:
-    grid = parse_grid(text, "small.yaml")
-    decisions: dict[str, Decision] = {}
-    for stage, row in kept.items():
-        rows = next(each for each in expand(grid, decisions, FACTS).stages if each.name == stage).experiments
-        seen = [RowSeen(experiment=each.name, runs=tuple(run.id for run in each.runs), value=1.0) for each in rows]
-        decisions[stage] = Decision(
-            stage=stage, kept=(row,), because="", metric="validation_loss", saw=tuple(seen), time=NOW
-        )
-    return expand(grid, decisions, FACTS)
-
-
 def runs_of(expansion: Expansion, stage: str) -> list[str]:
     found = next(each for each in expansion.stages if each.name == stage)
     return [run.id for experiment in found.experiments for run in experiment.runs]
-
-
-def known(results: list[str] = [], failures: list[str] = [], tests: list[str] = []) -> Known:  # noqa: B006 - not changed
-    values: dict[str, Any] = {"attempt": None, "exit_code": 70, "reason": "diverged", "message": "", "final": True}
-    return Known(
-        {},
-        dict.fromkeys(results, Result.model_construct()),
-        dict.fromkeys(tests),  # type: ignore[arg-type]  # only the keys are looked at
-        {run: Failure(run=run, **values) for run in failures},
-    )
 
 
 def spec(batch_size: int = 256, crop: int = 224) -> ExperimentSpec:
     return ExperimentSpec(
         data=DataSpec(name="d", crop=crop), model=ModelSpec(architecture="alexnet"), batch_size=batch_size
     )
-
-
-def test_work_comes_in_the_order_of_stages_and_rows_each_run_once() -> None:
-    expansion = expanded(lr="lr=0.05", smoothing="label_smoothing=0")
-    trained = dict.fromkeys([*runs_of(expansion, "lr"), *runs_of(expansion, "smoothing")])
-    tested = runs_of(expansion, "final")
-    assert not tested  # its own decision is still missing
-    assert chosen_work(expansion, Choice()) == tuple(Work(run, False) for run in trained)
-    assert len(trained) == 6  # label_smoothing=0 is lr=0.05 again
-
-
-@pytest.mark.parametrize(
-    ("only", "count"),
-    [
-        pytest.param("lr=0.05", 2, id="experiment"),
-        pytest.param("lr/*", 4, id="stage-and-experiment"),
-        pytest.param("*0.1", 2, id="pattern"),
-        pytest.param("usual-*", 6, id="all-ids"),
-        pytest.param("nothing", 0, id="none"),
-    ],
-)
-def test_only_takes_runs_by_experiment_or_id(only: str, count: int) -> None:
-    expansion = expanded(lr="lr=0.05")
-    assert len(chosen_work(expansion, Choice(only))) == count
-
-
-def test_one_run_may_be_chosen_by_its_id() -> None:
-    expansion = expanded()
-    run = runs_of(expansion, "lr")[2]
-    assert chosen_work(expansion, Choice(run)) == (Work(run, False),)
-
-
-def test_a_stage_may_be_chosen_alone() -> None:
-    expansion = expanded(lr="lr=0.05")
-    chosen = chosen_work(expansion, Choice(stages=("smoothing",)))
-    assert [work.run for work in chosen] == runs_of(expansion, "smoothing")
-
-
-def test_what_is_done_or_failed_for_good_does_not_start() -> None:
-    work = [Work(name, False) for name in ("a", "b", "c")]
-    assert startable(work, known(results=["a"], failures=["b"])) == [Work("c", False)]
-
-
-def test_a_result_counts_more_than_a_failure() -> None:
-    assert not known(results=["a"], failures=["a"]).is_failed(Work("a", False))
-
-
-def test_a_test_waits_for_its_runs_result() -> None:
-    test = Work("a", True)
-    assert startable([test], known()) == []
-    assert startable([test], known(results=["a"])) == [test]
-    assert startable([test], known(results=["a"], tests=["a"])) == []
-    assert startable([test], known(results=["a"], failures=["a"])) == []
 
 
 @pytest.mark.parametrize(
@@ -339,6 +261,14 @@ def pid_of(store: FileStore, run: str) -> int:
 
 def train(store: FileStore, text: str, view: View | None = None, **values: Any) -> Outcome:
     return run_grid(small(text), store, view=view or Watcher(), **values)
+
+
+def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
+    """Return once it holds; a regression fails here instead of waiting for ever."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not so after {seconds:.0f} s"
+        time.sleep(0.05)
 
 
 def one_result(store: FileStore) -> Result:
@@ -572,6 +502,27 @@ def test_a_store_that_does_not_answer_is_waited_for_while_runs_are_at_work(
     assert len(read_results(pictures)) == 2
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_while_the_store_does_not_answer_is_not_forgotten(
+    pictures: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOOK_AGAIN_SECONDS", 0.05)
+    left = [2]  # times that it does not answer
+
+    def sequence(store: FileStore, run: str) -> int:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise StoreError("no answer")
+        return checkpoint_sequence(store, run)
+
+    monkeypatch.setattr(local, "checkpoint_sequence", sequence)
+    text = ONE_RUN.replace("optimizer.lr: [0.05]", "epochs: [1, 80]")
+    view = Watcher()
+    assert train(pictures, text, view, parallel=2).exit_code == ExitCode.OK
+    assert view.words().count("waits") == 2
+    assert view.words().count("done") == 2
+
+
 PROGRAM = """
 import sys
 from controller.grid import read_grid
@@ -618,7 +569,9 @@ def test_two_terminals_train_nothing_twice(
     assert [result.attempts for result in read_results(pictures).values()] == [1] * 6
     starts = re.findall(r"^start +(.*)$", told, re.MULTILINE) + [text for word, text in view.said if word == "start"]
     assert len(set(starts)) == 6 + 2
-    assert len(set(re.findall(r"^kept +(.*)$", told, re.MULTILINE))) <= 3
+    kept = re.findall(r"^kept +(.*)$", told, re.MULTILINE) + [text for word, text in view.said if word == "kept"]
+    assert {text.partition(":")[0] for text in kept} == {"lr", "smoothing", "final"}
+    assert len(set(kept)) == 3  # whoever says it tells the decision that stands
     assert status(small(text), pictures).known == outcome.known
 
 
@@ -628,13 +581,12 @@ def test_when_the_controller_is_killed_its_runs_save_and_stop(
 ) -> None:
     run = straight.run
     with start_program(pictures, LONG) as program:
-        while checkpoint_sequence(pictures, run) < 2:
-            assert program.poll() is None
-            time.sleep(0.05)
+        until(lambda: checkpoint_sequence(pictures, run) >= 2 or program.poll() is not None)
+        assert program.poll() is None
         program.kill()
     assert program.returncode == -signal.SIGKILL
-    while not (lease := read_leases(pictures, [run])[run]).released:
-        time.sleep(0.05)
+    until(lambda: read_leases(pictures, [run])[run].released)
+    lease = read_leases(pictures, [run])[run]
     assert read_results(pictures) == {}
     assert train(pictures, LONG).exit_code == ExitCode.OK
     result = one_result(pictures)
@@ -655,7 +607,7 @@ def test_an_unknown_stage_is_told(pictures: FileStore) -> None:
 
 def test_a_retry_that_fits_no_run_is_told(pictures: FileStore) -> None:
     with pytest.raises(SpecError, match="--only"):
-        retry(small(), pictures, "no such row")
+        retry(small(), pictures, Choice("no such row"))
 
 
 def test_progress_knows_its_epoch() -> None:

@@ -8,6 +8,7 @@ import pytest
 from controller.grid import Grid, parse_grid, read_grid
 from controller.plan import Bounds, Plan, Speed, SpeedKey, make_plan, plan_text, speeds_of
 from controller.search import DataFacts, Facts, expand
+from controller.standing import Choice
 from trainer.result import Result
 
 HEAD = "grid: g\nbase:\n  data: {name: digits, resize: 32, crop: 32}\n  model: {architecture: alexnet}\n"
@@ -34,10 +35,16 @@ FACTS = Facts(
 )
 
 
-def plan_of(grid: Grid, existing: int = 0, speeds: dict[SpeedKey, Speed] | None = None, facts: Facts = FACTS) -> Plan:
+def plan_of(
+    grid: Grid,
+    existing: int = 0,
+    speeds: dict[SpeedKey, Speed] | None = None,
+    facts: Facts = FACTS,
+    choice: Choice | None = None,
+) -> Plan:
     """The plan when the first `existing` of the known runs have a result."""
     expansion = expand(grid, {}, facts)
-    return make_plan(grid, expansion, facts, set(list(expansion.runs())[:existing]), speeds or {})
+    return make_plan(grid, expansion, facts, set(list(expansion.runs())[:existing]), speeds or {}, choice)
 
 
 def parse(text: str, **changes: Any) -> Grid:
@@ -76,6 +83,41 @@ def test_every_run_is_counted_once_for_each_seed() -> None:
     plan = plan_of(parse(HEAD + CHAIN, seeds=3))
 
     assert (plan.distinct, plan.stages[0].num_runs, plan.stages[3].num_runs) == (Bounds(15, 15), 9, 6)
+
+
+@pytest.mark.parametrize(
+    ("choice", "rows", "distinct", "new_now"),
+    [
+        pytest.param(Choice("lr=1"), [1, 0, 0, 2], "1", 1, id="by-the-experiment"),
+        pytest.param(Choice("*=5e-5"), [0, 1, 2, 2], "2-3", 0, id="in-stages-that-wait"),
+        pytest.param(Choice("alexnet-*"), [3, 2, 2, 2], "5", 3, id="by-ids"),
+        pytest.param(Choice(stages=("decay", "again")), [2, 2], "3-4", 0, id="by-the-stage"),
+        pytest.param(Choice("lr=1", ("rate",)), [1], "1", 1, id="by-both"),
+        pytest.param(Choice("nothing"), [0, 0, 0, 2], "0", 0, id="none"),
+    ],
+)
+def test_what_is_not_chosen_is_not_counted(choice: Choice, rows: list[int], distinct: str, new_now: int) -> None:
+    plan = plan_of(parse(HEAD + CHAIN), choice=choice)
+
+    assert [stage.num_rows for stage in plan.stages] == rows
+    assert (str(plan.distinct), str(plan.new), plan.new_now) == (distinct, distinct, new_now)
+    assert len([run for stage in plan.stages for row in stage.rows for run in row.runs]) == new_now
+
+
+def test_a_plan_of_a_part_says_so() -> None:
+    text = plan_text(plan_of(parse(HEAD + CHAIN), choice=Choice("lr=1", ("rate", "decay"))))
+
+    assert text.splitlines()[1] == "only what --stage rate --stage decay --only 'lr=1' takes is counted"
+    assert "total: 1 distinct run " in text
+
+
+def test_one_run_may_be_planned_by_its_id() -> None:
+    whole = plan_of(parse(HEAD + CHAIN, seeds=2))
+    run = whole.stages[0].rows[1].runs[1]
+    part = plan_of(parse(HEAD + CHAIN, seeds=2), choice=Choice(run, ("rate",)))
+
+    assert [(row.experiment, row.runs) for row in part.stages[0].rows] == [(whole.stages[0].rows[1].experiment, (run,))]
+    assert (part.stages[0].num_rows, part.stages[0].num_runs, part.new) == (1, 1, Bounds(1, 1))
 
 
 def test_results_in_the_store_are_not_trained_again() -> None:

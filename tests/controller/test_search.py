@@ -19,6 +19,7 @@ from controller.search import (
     Waiting,
     decide,
     expand,
+    fitting,
     wanted,
 )
 from trainer.failure import DataError, ExitCode, Failure, SpecError
@@ -493,3 +494,21 @@ def test_a_product_comes_to_as_many_distinct_runs_as_it_has_rows_times_seeds(
     assert [(row.spec.optimizer.lr, row.spec.epochs) for row in rows_of(expansion)] == [
         (a, b) for a in lrs for b in epochs
     ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "misfits"),
+    [
+        pytest.param(TWO, (), id="unchanged"),
+        pytest.param(TWO.replace("[0.1, 0.5]", "[0.1, 0.2]"), ("gamma",), id="the-last-changed"),
+        pytest.param(TWO.replace("[0.1, 1, 10]", "[0.1, 1]"), ("gamma", "rate"), id="what-rests-on-it-goes-too"),
+        pytest.param(TWO[: TWO.index("  - name: gamma")], ("gamma",), id="a-stage-that-is-gone"),
+    ],
+)
+def test_decisions_that_do_not_fit_are_left_out(stages: str, misfits: tuple[str, ...]) -> None:
+    losses = {"lr=0.1": 3.0, "lr=1": 1.0, "lr=10": 2.0, "gamma=0.1": 1.0, "gamma=0.5": 2.0}
+    decisions = decided(parse(TWO), losses)
+    expansion, left_out = fitting(parse(stages), decisions, FACTS)
+    assert left_out == misfits
+    assert {each.name for each in expansion.stages if each.decision} == decisions.keys() - set(misfits)
+    assert decisions.keys() == {"rate", "gamma"}  # what was given is as it was

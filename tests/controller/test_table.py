@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from controller.search import DataFacts, Decision, Expansion, Experiment, Facts, Run, StageExpansion
+from controller.standing import Known
 from controller.table import (
     CSV_HEAD,
     NUMBERS,
@@ -145,9 +146,11 @@ def table_of(
 ) -> Table:
     return build_table(
         Expansion("from_scratch", (0, 1), stages),
-        {one.run: one for one in results},
-        {one.run: one for one in tests},
-        {one.run: one for one in failures},
+        Known(
+            results={one.run: one for one in results},
+            tests={one.run: one for one in tests},
+            failures={one.run: one for one in failures},
+        ),
         further.pop("active", {}),
         **further,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import os
@@ -309,6 +310,26 @@ def test_a_torn_cache_file_is_made_again(open_train: Callable[..., Part], tmp_pa
         path.unlink()
     assert np.array_equal(open_train().images(np.array([0]))[0].ravel(), expected[: 3 * 128 * 192])
     assert path.stat().st_size == 4096 + len(expected)
+
+
+@pytest.mark.parametrize("refusal", [errno.EOPNOTSUPP, errno.EINVAL, None], ids=["unsupported", "invalid", "missing"])
+def test_a_file_system_that_cannot_reserve_room_has_a_cache_too(
+    open_train: Callable[..., Part], monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    def refuse(*_: int) -> None:
+        assert refusal is not None
+        raise OSError(refusal, os.strerror(refusal))
+
+    if refusal is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    refused = open_train().pixels
+    monkeypatch.undo()
+    usual = open_train(folder="other").pixels
+    assert refused is not None
+    assert usual is not None
+    assert np.array_equal(refused, usual)
 
 
 KILLED = """

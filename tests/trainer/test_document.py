@@ -195,6 +195,12 @@ def test_a_wrong_value_is_told_with_place_and_cure(text: str, told: str) -> None
     assert told in error_of(BASE + text)
 
 
+def test_null_is_no_cure_where_it_is_not_allowed() -> None:
+    told = error_of(f"{BASE}epochs: no\n")
+    assert "epochs: got 'no', expected a whole number" in told
+    assert "null" not in told
+
+
 def test_a_missing_key_says_what_belongs_there() -> None:
     assert "data.name: missing key; expected data set in the store" in error_of("data: {}\nmodel: {architecture: a}\n")
 

@@ -96,6 +96,15 @@ def test_a_lost_shard_is_put_back_by_importing_again(tmp_path: Path, store: File
     assert content(store) == before
 
 
+def test_a_damaged_shard_is_mended_by_replacing(tmp_path: Path, store: FileStore) -> None:
+    first = imported(tmp_path / "tree", ANIMALS, store)
+    before = content(store)
+    key = first.index.shard_key(0)
+    store.put(key, bytes(len(before[key])))  # of the same size
+    assert import_dataset(tmp_path / "tree", "animals", store, replace=True).state == "replaced"
+    assert content(store) == before
+
+
 def test_a_damaged_index_is_replaced_only_on_request(tmp_path: Path, store: FileStore) -> None:
     tree = write_tree(tmp_path / "tree", ANIMALS)
     store.put("datasets/animals/index.json", b"{}")
@@ -316,7 +325,7 @@ def test_what_file_managers_leave_behind_is_passed_over_and_told(tmp_path: Path,
         ({"inner.tar.gz": b""}, {}, "no class folders in it", "it holds inner.tar.gz: unpack it"),
         ({"cat/1.png": b"", "Cat/1.png": b""}, {}, "class folders that differ only by case: Cat and cat", "rename"),
         ({"cat/1.png": b""}, {"exclude": ["cta"]}, "exclude: no class folder 'cta'", "the nearest is 'cat'"),
-        ({"cat/1.png": b""}, {"exclude": ["cat"]}, "every class is excluded", ""),
+        ({"cat/1.png": b""}, {"exclude": ["cat"]}, "every class is excluded: cat", "--exclude"),
         ({"cat/1.png": b""}, {"root": "dog"}, "no folder 'dog' for a root", "there is cat"),
         ({"cat/1.png": encoded(1), "dog/": b""}, {}, "no image left in class dog", "--exclude"),
     ],

@@ -1,0 +1,109 @@
+"""How a grid's runs stand, and which of them a command is about. Values in, values out."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from controller.search import Decision, Expansion
+from trainer.failure import Failure
+from trainer.result import ResultNumbers, TestResult
+
+State = Literal["done", "running", "failed", "waiting"]
+STATES: tuple[State, ...] = ("done", "running", "waiting", "failed")
+
+
+class Work(NamedTuple):
+    """One thing to start a process for: training a run, or testing it."""
+
+    run: str
+    is_test: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store says of a grid's runs."""
+
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    results: Mapping[str, ResultNumbers] = field(default_factory=dict)
+    tests: Mapping[str, TestResult] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+
+    def is_done(self, work: Work) -> bool:
+        """Whether its numbers are there."""
+        return work.run in (self.tests if work.is_test else self.results)
+
+    def is_failed(self, work: Work) -> bool:
+        """Whether it failed for good."""
+        return not self.is_done(work) and work.run in self.failures and self.failures[work.run].final
+
+
+def run_state(work: Work, known: Known, active: Mapping[str, str]) -> tuple[State, str | None]:
+    """How the work stands, and why it is not done.
+
+    `active` tells of unfinished runs (`running on host:pid, epoch 3`, `queued`): what begins with `running` runs.
+    Numbers outweigh all else. What runs outweighs a final failure: someone trains it again by hand.
+    """
+    told = active.get(work.run)
+    failure = known.failures.get(work.run)
+    if known.is_done(work):
+        return "done", None
+    if told is not None and told.startswith("running"):
+        return "running", told
+    if failure is not None and failure.final:
+        return "failed", f"{failure.reason}: {failure.message}"
+    if told is not None:
+        return "waiting", told
+    if failure is not None:
+        return "waiting", f"to be started again after {failure.reason}: {failure.message}"
+    if work.is_test and work.run in known.results:
+        return "waiting", "trained, not tested yet"
+    return "waiting", "never started"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which part of a grid a command is about."""
+
+    only: str | None = None  # pattern of an experiment's name, `stage/experiment`, or a run's id
+    stages: tuple[str, ...] = ()  # none: all
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no part of the grid is left out."""
+        return self.only is None and not self.stages
+
+    def takes_stage(self, stage: str) -> bool:
+        """Whether anything of the stage is meant."""
+        return not self.stages or stage in self.stages
+
+    def takes(self, stage: str, experiment: str, run: str) -> bool:
+        """Whether the run is meant, at this home of it."""
+        if not self.takes_stage(stage):
+            return False
+        names = (experiment, f"{stage}/{experiment}", run)
+        return self.only is None or any(fnmatch.fnmatchcase(name, self.only) for name in names)
+
+
+def chosen_work(expansion: Expansion, choice: Choice) -> tuple[Work, ...]:
+    """All that the chosen part of the grid comes to as far as it is known, in the order of stages and rows."""
+    return tuple(
+        dict.fromkeys(
+            Work(run.id, stage.is_test)
+            for stage in expansion.stages
+            for experiment in stage.experiments
+            for run in experiment.runs
+            if choice.takes(stage.name, experiment.name, run.id)
+        )
+    )
+
+
+def startable(work: Sequence[Work], known: Known) -> list[Work]:
+    """What of `work` has neither its numbers nor a final failure; a test only once its run has a result."""
+    return [
+        each
+        for each in work
+        if not known.is_done(each) and not known.is_failed(each) and (not each.is_test or each.run in known.results)
+    ]

@@ -1,0 +1,146 @@
+"""How runs stand, the same for every command, and which of them a command is about."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from controller.grid import parse_grid
+from controller.search import DataFacts, Decision, Expansion, Facts, RowSeen, expand
+from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
+from trainer.failure import Failure
+from trainer.result import Result
+
+TEXT = """\
+grid: small
+base:
+  data: {name: pictures, resize: 24, crop: 20}
+  model: {architecture: "networks:usual"}
+  batch_size: 10
+  epochs: 3
+seeds: 2
+stages:
+  - name: lr
+    vary: {optimizer.lr: [0.05, 0.005]}
+  - name: smoothing
+    vary: {label_smoothing: [0, 0.1]}
+  - name: final
+    test: {best: 1}
+"""
+FACTS = Facts(data={"pictures": DataFacts("f" * 64, 3, {}, {})}, factories={"networks:usual": "a" * 64})
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def expanded(text: str = TEXT, **kept: str) -> Expansion:
+    grid = parse_grid(text, "small.yaml")
+    decisions: dict[str, Decision] = {}
+    for stage, row in kept.items():
+        rows = next(each for each in expand(grid, decisions, FACTS).stages if each.name == stage).experiments
+        seen = [RowSeen(experiment=each.name, runs=tuple(run.id for run in each.runs), value=1.0) for each in rows]
+        decisions[stage] = Decision(
+            stage=stage, kept=(row,), because="", metric="validation_loss", saw=tuple(seen), time=NOW
+        )
+    return expand(grid, decisions, FACTS)
+
+
+def runs_of(expansion: Expansion, stage: str) -> list[str]:
+    found = next(each for each in expansion.stages if each.name == stage)
+    return [run.id for experiment in found.experiments for run in experiment.runs]
+
+
+def known(results: tuple[str, ...] = (), failures: tuple[str, ...] = (), tests: tuple[str, ...] = ()) -> Known:
+    values: dict[str, Any] = {"attempt": None, "exit_code": 70, "reason": "diverged", "message": "", "final": True}
+    return Known(
+        {},
+        dict.fromkeys(results, Result.model_construct()),
+        dict.fromkeys(tests),  # type: ignore[arg-type]  # only the keys are looked at
+        {run: Failure(run=run, **values) for run in failures},
+    )
+
+
+def test_work_comes_in_the_order_of_stages_and_rows_each_run_once() -> None:
+    expansion = expanded(lr="lr=0.05", smoothing="label_smoothing=0")
+    trained = dict.fromkeys([*runs_of(expansion, "lr"), *runs_of(expansion, "smoothing")])
+    tested = runs_of(expansion, "final")
+    assert not tested  # its own decision is still missing
+    assert chosen_work(expansion, Choice()) == tuple(Work(run, False) for run in trained)
+    assert len(trained) == 6  # label_smoothing=0 is lr=0.05 again
+
+
+@pytest.mark.parametrize(
+    ("only", "count"),
+    [
+        pytest.param("lr=0.05", 2, id="experiment"),
+        pytest.param("lr/*", 4, id="stage-and-experiment"),
+        pytest.param("*0.1", 2, id="pattern"),
+        pytest.param("usual-*", 6, id="all-ids"),
+        pytest.param("nothing", 0, id="none"),
+    ],
+)
+def test_only_takes_runs_by_experiment_or_id(only: str, count: int) -> None:
+    expansion = expanded(lr="lr=0.05")
+    assert len(chosen_work(expansion, Choice(only))) == count
+
+
+def test_one_run_may_be_chosen_by_its_id() -> None:
+    expansion = expanded()
+    run = runs_of(expansion, "lr")[2]
+    assert chosen_work(expansion, Choice(run)) == (Work(run, False),)
+
+
+def test_a_stage_may_be_chosen_alone() -> None:
+    expansion = expanded(lr="lr=0.05")
+    chosen = chosen_work(expansion, Choice(stages=("smoothing",)))
+    assert [work.run for work in chosen] == runs_of(expansion, "smoothing")
+
+
+def test_what_is_done_or_failed_for_good_does_not_start() -> None:
+    work = [Work(name, False) for name in ("a", "b", "c")]
+    assert startable(work, known(results=("a",), failures=("b",))) == [Work("c", False)]
+
+
+def test_a_result_counts_more_than_a_failure() -> None:
+    assert not known(results=("a",), failures=("a",)).is_failed(Work("a", False))
+
+
+def test_a_test_waits_for_its_runs_result() -> None:
+    test = Work("a", True)
+    assert startable([test], known()) == []
+    assert startable([test], known(results=("a",))) == [test]
+    assert startable([test], known(results=("a",), tests=("a",))) == []
+    assert startable([test], known(results=("a",), failures=("a",))) == []
+
+
+RUNS = {"a": "running on node-1:4711, epoch 3"}
+QUEUED = {"a": "queued"}
+
+
+@pytest.mark.parametrize(
+    ("is_test", "known_of", "active", "state", "reason"),
+    [
+        pytest.param(False, {"results": ("a",), "failures": ("a",)}, RUNS, "done", None, id="numbers-outweigh-all"),
+        pytest.param(False, {"failures": ("a",)}, RUNS, "running", RUNS["a"], id="trained-again-by-hand"),
+        pytest.param(False, {"failures": ("a",)}, QUEUED, "failed", "diverged: ", id="failed-for-good"),
+        pytest.param(False, {}, QUEUED, "waiting", "queued", id="queued"),
+        pytest.param(False, {}, {}, "waiting", "never started", id="never-started"),
+        pytest.param(True, {}, {}, "waiting", "never started", id="test-of-a-run-that-never-started"),
+        pytest.param(True, {"results": ("a",)}, {}, "waiting", "trained, not tested yet", id="test-to-come"),
+        pytest.param(True, {"results": ("a",)}, RUNS, "running", RUNS["a"], id="test-at-work"),
+        pytest.param(True, {"results": ("a",), "failures": ("a",)}, {}, "failed", "diverged: ", id="test-failed"),
+        pytest.param(True, {"results": ("a",), "tests": ("a",)}, {}, "done", None, id="tested"),
+    ],
+)
+def test_a_run_has_one_state_and_its_reason(
+    is_test: bool, known_of: dict[str, Any], active: dict[str, str], state: State, reason: str | None
+) -> None:
+    assert run_state(Work("a", is_test), known(**known_of), active) == (state, reason)
+
+
+def test_a_failure_that_is_not_final_is_tried_again() -> None:
+    failure = Failure(run="a", attempt=None, exit_code=1, reason="crashed", message="it broke", final=False)
+    assert run_state(Work("a", False), Known(failures={"a": failure}), {}) == (
+        "waiting",
+        "to be started again after crashed: it broke",
+    )
