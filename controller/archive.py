@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -137,8 +137,8 @@ def adopt(grid: Grid, store: Store, facts: Facts, *, update: bool = False) -> Ad
     whatever grid they came from. Raises SpecError that lists the changes otherwise.
     """
     adoption = _adopt_text(grid, store, update=update)
-    if adoption.state == "updated":
-        adoption = Adoption("updated", adoption.changes, set_aside_misfits(grid, store, facts))
+    if update:  # a network's own source may have changed though the grid's text has not
+        adoption = replace(adoption, set_aside=set_aside_misfits(grid, store, facts))
     set_intent(grid, store, "active")
     return adoption
 

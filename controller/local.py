@@ -38,7 +38,7 @@ from controller.archive import (
 from controller.grid import Grid
 from controller.knowledge import active_runs, read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
-from controller.search import Decision, Expansion, Facts, Run, Waiting, decide, expand, wanted
+from controller.search import Decision, Expansion, Facts, Run, Waiting, decide, expand, fitting, wanted
 from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
 from controller.workers import Machine, Share, Worker, Workers, share_of, show_exit, this_machine
 from trainer.failure import FINAL_EXITS, ExitCode, Failure, SpecError, StoreError
@@ -249,6 +249,7 @@ class Session:
         self.waiting: dict[str, str] = {}
         self._set_expansion(expand(grid, {}, facts))
         self.stopping: str | None = None
+        self.store_error: StoreError | None = None  # what ends the session once its runs have stopped
         self.tries: dict[Work, Tries] = {}
         self._ended: deque[Worker] = deque()  # at work no longer, and not yet concluded
         self.elsewhere: dict[Work, Elsewhere] = {}
@@ -270,8 +271,10 @@ class Session:
             self.view.show(self.progress())
             at_work = self.workers.active or self._ended
             if not at_work and (self.stopping is not None or not self.left()):
-                return
+                break
             self.workers.wait(TICK_SECONDS)
+        if self.store_error is not None:
+            raise self.store_error
 
     def advance(self) -> None:
         """Take in what ended, look at the store where something may have changed, and start what may start."""
@@ -454,6 +457,11 @@ class Session:
             case "give up":
                 attempt = self._keep_output(worker)
                 recorded = attempt_failure(self.store, work.run, attempt)
+                if exit_code == ExitCode.STORE:  # no fault of the run's, and none that its neighbours are spared
+                    hint = recorded.hint if recorded else "the last lines of its log say more"
+                    self.store_error = StoreError(recorded.message if recorded else show_exit(exit_code), hint=hint)
+                    self.stop("the store failed")
+                    return
                 failure = crash_failure(work.run, attempt, exit_code, recorded, worker.tail())
                 record_failure(self.store, failure)
                 self._say_failed(worker, failure)
@@ -583,6 +591,7 @@ class Status:
     known: Known
     active: Mapping[str, str]  # by run: `running on node-1:4711, epoch 3`
     waiting: Mapping[str, str]  # by stage that is not decided: why
+    misfits: tuple[str, ...]  # stages whose recorded decision is over other rows than the grid has, and is left out
 
     def state(self, work: Work) -> tuple[State, str | None]:
         """How the work stands, and why it is not done."""
@@ -592,8 +601,9 @@ class Status:
 def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Status:
     """How the grid stands in `store`; nothing is written and nothing starts. Raises GridError as `expand` does."""
     facts = gather_facts(store, wanted(grid))
-    decisions = read_decisions(store, grid.name)
-    expansion = expand(grid, decisions, facts)
+    recorded = read_decisions(store, grid.name)
+    expansion, misfits = fitting(grid, recorded, facts)
+    decisions = {stage: decision for stage, decision in recorded.items() if stage not in misfits}
     runs = expansion.runs()
     known = Known(decisions, read_numbers(store, runs), read_tests(store, runs), read_failures(store, runs))
     said = decide(grid, expansion, known.results, known.failures, now())
@@ -602,14 +612,14 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
         for stage, each in said.items()
     }
     unfinished = dict.fromkeys(work.run for work in chosen_work(expansion, Choice()) if not known.is_done(work))
-    return Status(expansion, known, active_runs(read_leases(store, unfinished), now()), waiting)
+    return Status(expansion, known, active_runs(read_leases(store, unfinished), now()), waiting, misfits)
 
 
 def retry(grid: Grid, store: Store, choice: Choice | None = None) -> dict[str, Failure]:
     """Clear the final failures of the chosen runs, so that `grid run` starts them again; those cleared, by run."""
     choice = choice or Choice()
     facts = gather_facts(store, wanted(grid))
-    expansion = expand(grid, read_decisions(store, grid.name), facts)
+    expansion, _ = fitting(grid, read_decisions(store, grid.name), facts)
     runs = [work.run for work in chosen_work(expansion, choice)]
     if choice.only is not None and not runs:
         raise SpecError(

@@ -142,7 +142,7 @@ class DecisionMismatch(SpecError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(
             f"decision of stage {stage!r}: {message}",
-            hint=f"`grid reopen {stage}` discards it, and what was decided after it; a changed grid needs --update",
+            hint="--update sets it aside, with what was decided after it, and decides anew; what is trained stays",
         )
         self.stage = stage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -130,10 +131,17 @@ def failure_of(error: BaseException, run: str, attempt: str | None, log_tail: li
         attempt=attempt,
         exit_code=1,
         reason="crashed",
-        message=f"{type(error).__name__}: {error}",
+        message=f"{type(error).__name__}: {error}{_place_of(error)}",
+        hint="the attempt's log in the store has the whole traceback" if attempt else None,
         final=False,
         log_tail=log_tail,
     )
+
+
+def _place_of(error: BaseException) -> str:
+    """Where it was raised, as far as Python knows."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 TERMINATION_LOG = Path("/dev/termination-log")

@@ -32,6 +32,7 @@ from controller.commands.surface import (
     stage_option,
     store_option,
     stored_or_named_grid,
+    tell_misfits,
     the_store,
 )
 
@@ -122,7 +123,9 @@ def _tell_end(grid: str, counts: dict[str, int], *, stopped: bool) -> None:
 def _standing(grid: Grid, store: Store) -> Status:
     from controller.local import status
 
-    return status(grid, store)
+    found = status(grid, store)
+    tell_misfits(found.misfits, store)
+    return found
 
 
 def _leave_tables(grid: Grid, store: Store) -> None:

@@ -16,6 +16,8 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from controller.grid import Grid
     from controller.search import Expansion, Facts
     from controller.standing import Choice
@@ -209,9 +211,17 @@ def fitting_expansion(grid: Grid, store: Store, facts: Facts) -> Expansion:
     from controller.search import fitting
 
     expansion, misfits = fitting(grid, read_decisions(store, grid.name), facts)
-    for stage in misfits:
-        note(f"the decision of stage {stage} in {store.uri} does not fit this grid and is left out")
+    tell_misfits(misfits, store)
     return expansion
+
+
+def tell_misfits(stages: Iterable[str], store: Store) -> None:
+    """Say which decisions are left out; `grid run --update` sets them aside for good."""
+    for stage in stages:
+        note(
+            f"the decision of stage {stage} in {store.uri} is over other rows than the grid has now and is left out; "
+            "`grid run` with --update decides anew"
+        )
 
 
 def grid_facts(grid: Grid, store: Store) -> Facts:

@@ -20,7 +20,7 @@ import pytest
 from pictures import import_pictures
 
 from controller import local
-from controller.archive import checkpoint_sequence
+from controller.archive import checkpoint_sequence, gather_facts
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_results
 from controller.live import GridProgress, RunProgress, View, Word
@@ -37,7 +37,7 @@ from controller.local import (
     status,
     time_left,
 )
-from controller.search import DataFacts, Decision, Expansion, Facts, expand
+from controller.search import DataFacts, Decision, Expansion, Facts, expand, wanted
 from controller.standing import Choice, Work, chosen_work
 from controller.workers import Machine, Share, num_threads, share_of, show_exit
 from trainer.failure import DataError, ExitCode, Failure, SpecError, StoreError
@@ -425,6 +425,34 @@ def test_a_run_that_diverges_fails_for_good_and_the_others_finish(pictures: File
     assert read_failures(pictures) == {}
     seen = status(grid, pictures)
     assert sorted(seen.state(work)[0] for work in chosen_work(seen.expansion, Choice())) == ["done", "waiting"]
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_ends_the_command_and_fails_no_run(pictures: FileStore) -> None:
+    (run,) = expand(small(ONE_RUN), {}, gather_facts(pictures, wanted(small(ONE_RUN)))).runs()
+    pictures.put(f"runs/{run}/attempts", b"a file where a folder has to be")
+    with pytest.raises(StoreError, match="attempts"):
+        train(pictures, ONE_RUN)
+    assert read_failures(pictures) == {}
+    pictures.delete(f"runs/{run}/attempts")
+    assert train(pictures, ONE_RUN).exit_code == ExitCode.OK
+
+
+@pytest.mark.slow
+def test_a_networks_changed_source_makes_other_runs_and_the_old_decision_is_set_aside_on_request(
+    pictures: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import networks\n\ndef own(num_classes):\n    return networks.plain(num_classes)\n"
+    (tmp_path / "own_network.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = ONE_RUN.replace("networks:usual", "own_network:own")
+    assert train(pictures, text).exit_code == ExitCode.OK
+    (tmp_path / "own_network.py").write_text(source + "# changed\n")
+    assert status(small(text), pictures).misfits
+    with pytest.raises(SpecError, match="saw other runs"):
+        train(pictures, text)
+    assert train(pictures, text, update=True).exit_code == ExitCode.OK
+    assert not status(small(text), pictures).misfits
 
 
 CRASHES = """

@@ -346,7 +346,7 @@ def test_a_decision_over_other_rows_is_refused_with_the_cure(old: str, new: str,
         expand(after, decisions, FACTS)
 
     assert told in str(caught.value)
-    assert "`grid reopen rate`" in str(caught.value)
+    assert "--update" in str(caught.value)
     assert caught.value.stage == "rate"
 
 

@@ -299,7 +299,8 @@ def test_a_fault_in_a_models_own_code_is_no_final_failure(
     assert train(store, run) == 1
     assert not list(store.list("failures/"))
     said = json.loads(words.read_text())
-    assert said["message"] == "RuntimeError: this network always fails"
+    assert said["message"].startswith("RuntimeError: this network always fails (")
+    assert "networks.py:" in said["message"]
     (kept,) = [e.key for e in store.list(f"runs/{run}/attempts/") if e.key.endswith("failure.json")]
     assert any("this network always fails" in line for line in Failure.model_validate_json(store.get(kept)).log_tail)
 
