@@ -320,6 +320,11 @@ def problems_of(error: ValidationError, model: type[BaseModel], value: Any) -> l
     for detail in error.errors(include_url=False):
         path = _clean_path(detail, value)
         found.setdefault(path, []).append(detail)
+    for path, details in list(found.items()):
+        # of a list whose items are all wrong, pydantic says that it is too short as well
+        has_wrong_items = any(other[: len(path)] == path != other for other in found)
+        if has_wrong_items and all(detail["type"] == "too_short" for detail in details):
+            del found[path]
     return [_problem(path, details, model, value) for path, details in found.items()]
 
 

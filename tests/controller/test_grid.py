@@ -434,3 +434,9 @@ def test_the_schema_knows_dotted_keys() -> None:
 
     assert definitions["Lists"]["properties"]["optimizer.lr"]["items"]["exclusiveMinimum"] == 0
     assert definitions["Values"]["additionalProperties"] is False
+
+
+def test_a_grid_whose_stages_are_all_wrong_is_told_that_alone() -> None:
+    said = error_of(ONE + "    vary: {optimizer.lr: []}\n")
+    assert "vary" in said
+    assert "stages: got" not in said
