@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
                 _say(error)  # while the attempt's log can still be written
                 raise error
         return ExitCode.OK
-    except Exception as error:  # noqa: BLE001 - the process's last line: whatever ends it is recorded and becomes an exit code
+    except Exception as error:  # noqa: BLE001 - whatever ends the process is recorded and becomes its exit code
         return _fail(error, run, attempt_name, store, buffer)
     finally:
         if buffer is not None:

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from results import result
 
 from controller.cli import SECTIONS, main
 from controller.commands.data import ImportProgress
 from trainer.failure import Failure
 from trainer.lease import LeaseRecord, lease_key
-from trainer.result import Numerics
-from trainer.result import Result as RunResult
 from trainer.store import FileStore
 
 GRID = """
@@ -79,47 +78,8 @@ def store_of(folder: Path) -> FileStore:
 
 
 def put_result(store: FileStore, run: str, spec: dict[str, object], seed: int, loss: float) -> None:
-    numerics = Numerics(
-        precision="fp32",
-        threads=1,
-        micro_batch=4,
-        memory_format="channels_last",
-        compile=False,
-        deterministic=True,
-        device="cpu",
-        device_model="A Processor",
-        instruction_set="AVX2",
-        torch_version="2.11",
-    )
-    result = RunResult(
-        run=run,
-        spec=spec,
-        seed=seed,
-        best_epoch=1,
-        train_loss=loss,
-        train_accuracy=0.5,
-        validation_loss=loss,
-        validation_accuracy=0.75,
-        validation_balanced_accuracy=0.75,
-        validation_top5_accuracy=1.0,
-        num_parameters=10,
-        num_trainable_parameters=10,
-        epochs_run=1,
-        images_per_second=100.0,
-        wall_seconds=1.0,
-        peak_memory_bytes=1 << 20,
-        numerics=numerics,
-        exact=True,
-        data_fingerprint="0" * 64,
-        weights_fingerprint=None,
-        versions={},
-        commit=None,
-        best_weights=None,
-        attempts=1,
-        restarts=0,
-        returns_to_best=0,
-    )
-    store.put(f"results/{run}.json", result.model_dump_json().encode())
+    written = result(run, spec=spec, seed=seed, train_loss=loss, validation_loss=loss)
+    store.put(f"results/{run}.json", written.model_dump_json().encode())
 
 
 def planned_runs(stage: str = "rate") -> list[str]:

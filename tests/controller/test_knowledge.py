@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from results import numerics, result
 
 from controller.knowledge import (
     FEW,
@@ -20,53 +21,11 @@ from controller.knowledge import (
 from controller.search import Decision
 from trainer.failure import DataError, Failure
 from trainer.lease import LeaseRecord, lease_key
-from trainer.result import Numerics, Result, TestResult
+from trainer.result import Result, TestResult
 from trainer.store import FileStore, NotFound, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-NUMERICS = Numerics(
-    precision="fp32",
-    threads=2,
-    micro_batch=256,
-    memory_format="contiguous",
-    compile=False,
-    deterministic=True,
-    device="cpu",
-    device_model="Xeon",
-    instruction_set="AVX512",
-    torch_version="2.11.0",
-)
-
-
-def result(run: str) -> Result:
-    return Result(
-        run=run,
-        spec={"data": {"name": "digits"}},
-        seed=0,
-        best_epoch=3,
-        train_loss=0.1,
-        train_accuracy=0.9,
-        validation_loss=1 / 3,
-        validation_accuracy=0.8,
-        validation_balanced_accuracy=0.8,
-        validation_top5_accuracy=0.9,
-        num_parameters=10,
-        num_trainable_parameters=10,
-        epochs_run=5,
-        images_per_second=100.0,
-        wall_seconds=5.0,
-        peak_memory_bytes=1 << 20,
-        numerics=NUMERICS,
-        exact=True,
-        data_fingerprint="a" * 64,
-        weights_fingerprint=None,
-        versions={},
-        commit=None,
-        best_weights=None,
-        attempts=1,
-        restarts=0,
-        returns_to_best=0,
-    )
+NUMERICS = numerics()
 
 
 def put_results(store: Store, *runs: str) -> dict[str, Result]:

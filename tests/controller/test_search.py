@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from results import numerics
 
 from controller.grid import Grid, parse_grid, read_grid
 from controller.search import (
@@ -24,7 +25,7 @@ from controller.search import (
 )
 from trainer.failure import DataError, ExitCode, Failure, SpecError
 from trainer.identity import run_id
-from trainer.result import Numerics, Result
+from trainer.result import Result
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = Facts(
@@ -33,18 +34,7 @@ FACTS = Facts(
     factories={"my.nets:Tiny": "c" * 64},
 )
 HEAD = "grid: g\nbase:\n  data: {name: digits}\n  model: {architecture: alexnet}\n"
-NUMERICS = Numerics(
-    precision="fp32",
-    threads=1,
-    micro_batch=1,
-    memory_format="contiguous",
-    compile=False,
-    deterministic=True,
-    device="cpu",
-    device_model="a CPU",
-    instruction_set="AVX2",
-    torch_version="2",
-)
+NUMERICS = numerics()
 
 
 def parse(stages: str, head: str = HEAD, **changes: Any) -> Grid:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from results import numerics
 from rich.cells import cell_len
 
 from controller.search import DataFacts, Decision, Expansion, Experiment, Facts, Run, StageExpansion
@@ -33,22 +34,13 @@ from controller.table import (
 )
 from trainer.failure import Failure
 from trainer.identity import with_seed
-from trainer.result import Numerics, Result, TestResult
+from trainer.result import Result, TestResult
 from trainer.spec import DataSpec, ExperimentSpec, ModelSpec, SgdSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-NUMERICS = Numerics(
-    precision="bf16",
-    threads=2,
-    micro_batch=256,
-    memory_format="channels_last",
-    compile=False,
-    deterministic=True,
-    device="cpu",
-    device_model="Xeon",
-    instruction_set="AMX",
-    torch_version="2.11.0",
+NUMERICS = numerics(
+    precision="bf16", threads=2, micro_batch=256, device_model="Xeon", instruction_set="AMX", torch_version="2.11.0"
 )
 COUNTS = {"train": (20, 60, 10), "validation": (12, 5, 3), "test": (10, 6, 4)}
 FACTS = Facts({"caltech101": DataFacts("a" * 64, 3, COUNTS, {})})
