@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -24,16 +24,18 @@ from benchmarks.place import Data, Place
 from benchmarks.usual_script import train
 from trainer import numerics as numerics_of
 from trainer import run as running
-from trainer.data import Cache, Loader, Part, open_part
+from trainer.cache import Cache
+from trainer.data import Loader
 from trainer.identity import factory_source_hash, run_id, with_seed
 from trainer.machine import available_threads
 from trainer.optim import build_optimizer
+from trainer.part import Part, open_part
 from trainer.recorder import LogBuffer, Recorder
 from trainer.result import EpochMetrics
-from trainer.run import compiled, first_network, memory_format_of, open_attempt, run_experiment
+from trainer.run import Report, compiled, first_network, memory_format_of, open_attempt, run_experiment
 from trainer.spec import AugmentationSpec, ExperimentSpec, RunSpec
 from trainer.stop import StopSignal
-from trainer.train import StepReport, forward
+from trainer.train import forward
 
 BARE = "bare compute of the same images on tensors in memory"
 SCRIPT = "the usual script; the other side is its limit, bare compute ÷ script"
@@ -112,6 +114,8 @@ def on_cpu(place: Place, case: Case) -> list[Row]:
     """The case's rows, where it would train on a CPU."""
     if torch.cuda.is_available():
         return [skipped(case, "this machine trains on its GPU; CUDA_VISIBLE_DEVICES= measures its CPU")]
+    if place.whole:  # a row of its own beside the subset's
+        case = replace(case, name=f"{case.name}-whole", what=f"{case.what}, all images")
     return measured(place, case)
 
 
@@ -245,7 +249,7 @@ class Turns:
         self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
         self.begun = time.perf_counter()
 
-    def __call__(self, what: StepReport | EpochMetrics) -> None:
+    def __call__(self, what: Report) -> None:
         """Note the epoch's time and let the others have their turn."""
         if not isinstance(what, EpochMetrics):
             return

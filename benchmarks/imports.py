@@ -19,10 +19,11 @@ from torchvision.transforms.v2.functional import resize
 
 from benchmarks.figures import Row, Target, divided, in_turn, timed
 from benchmarks.place import BACKGROUND, Data, Place
-from trainer.data import Cache, open_part
+from trainer.cache import Cache
 from trainer.dataset import PARTS
 from trainer.importing import import_dataset
 from trainer.machine import available_processors
+from trainer.part import open_part
 from trainer.spec import DataSpec
 from trainer.store import FileStore
 

@@ -19,9 +19,10 @@ from benchmarks.figures import Row, Target, divided, in_turn
 from benchmarks.place import ROOT, Data, Place
 from controller.standing import Work
 from controller.workers import Share, Workers
-from trainer.data import Cache, open_part
+from trainer.cache import Cache
 from trainer.identity import factory_source_hash, run_id, with_seed, write_spec
 from trainer.machine import available_threads
+from trainer.part import open_part
 from trainer.spec import ExperimentSpec, RunSpec
 
 WHAT = "process start to first step, AlexNet, cache warm"

@@ -35,6 +35,14 @@ class Place:
         return open_store(self.uri) if self.uri.startswith("file:") else S3Store(self.uri, **settings)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is not None:
+        import torch  # here, since most tests do without it for seconds less
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+
+
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with rclone_server(tmp_path_factory.mktemp("rclone")) as server:

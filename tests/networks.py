@@ -42,9 +42,34 @@ class Fragile(nn.Module):
         if self.training and self.how == "raise":
             raise RuntimeError("this network always fails")
         logits_BK: Tensor = self.inner(images_BCHW)
+        if self.training and self.how == "by chance":
+            logits_BK = nn.functional.max_unpool1d(*nn.functional.max_pool1d(logits_BK, 1, return_indices=True), 1)
         return logits_BK * torch.nan if self.training and self.how == "nan" else logits_BK
 
 
 def fragile(num_classes: int, how: str) -> nn.Module:
-    """A network that fails while it trains: `raise` or `nan`."""
+    """A network that fails while it trains: `raise`, `nan`, or `by chance`, which torch cannot compute twice alike."""
     return Fragile(num_classes, how)
+
+
+class Hungry(nn.Module):
+    """Runs out of device memory as a real network does: by torch's own error, in the middle of a pass."""
+
+    def __init__(self, num_classes: int, largest: int, num_passes: int | None) -> None:
+        super().__init__()
+        self.inner = plain(num_classes)
+        self.largest = largest
+        self.num_passes = num_passes
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        if self.num_passes is not None:
+            self.num_passes -= 1
+        if len(images_BCHW) > self.largest or (self.num_passes is not None and self.num_passes < 0):
+            raise torch.OutOfMemoryError(f"no memory for {len(images_BCHW)} images")
+        logits_BK: Tensor = self.inner(images_BCHW)
+        return logits_BK
+
+
+def hungry(num_classes: int, largest: int, num_passes: int | None = None) -> nn.Module:
+    """A network with device memory for `largest` images at a time, and for `num_passes` passes in one process."""
+    return Hungry(num_classes, largest, num_passes)

@@ -8,7 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from trainer.stop import StopSignal
+
+if __name__ == "__main__":
+    # before what takes time to load: a container's process 1 is not even ended by a signal that it does not listen to
+    STOP = StopSignal()
+    STOP.listen()
 
 from trainer.failure import (
     DeviceError,
@@ -23,14 +30,13 @@ from trainer.failure import (
 )
 from trainer.identity import read_spec, run_id
 from trainer.spec import RunSpec
-from trainer.stop import StopSignal
 from trainer.store import STORE_PATIENCE_SECONDS, NotFound, Retry, Store, open_store
 
 if TYPE_CHECKING:
     from trainer.recorder import LogBuffer
+    from trainer.run import Report
 
-# torch takes seconds to import: nothing above loads it, so that a stop signal is heard and a finished run ends at once
-
+# torch takes seconds to import: nothing above loads it, so that a finished run ends at once
 
 STOP_GRACE_SECONDS = 20.0  # after a stop signal, how long a last checkpoint may wait for a store: Kubernetes gives 30
 
@@ -44,57 +50,92 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
 
     Exits are those of trainer.failure.ExitCode; 1 is a fault of the trainer's own, or of a model factory.
     """
-    started = time.monotonic()
     if stop is None:
         stop = StopSignal()
         stop.listen()
-    run, store, buffer, attempt_name = None, None, None, None
-    patience = Patience(stop)
+    process = Process(stop)
     try:
         given = parser().parse_args(argv)
-        store = open_store(given.store, patience_seconds=given.store_patience, on_retry=patience.spend)
-        run, spec = load_spec(given.spec, store)
-        done = f"{'tests' if given.test else 'results'}/{run}.json"
-        if _exists(store, done):
-            log.info("%s is in the store: nothing to do", done)
-            return ExitCode.OK
-        stop.check()
-        from trainer.recorder import LogBuffer
-
-        buffer = LogBuffer()
-        logging.getLogger("trainer").addHandler(buffer)
-        from trainer import run as running
-
-        stop.check()
-        with running.open_attempt(
-            run,
-            spec,
-            store,
-            stop,
-            buffer,
-            exact=given.resume == "exact",
-            report=_reporter(spec, emit),
-            started=started,
-        ) as attempt:
-            attempt_name = attempt.lease.attempt
-            try:
-                if _exists(store, done):  # another attempt finished between the first look and the lease
-                    log.info("%s came into the store meanwhile: nothing to do", done)
-                elif given.test:
-                    running.test_experiment(attempt)
-                else:
-                    running.run_experiment(attempt)
-            except Exception as error:
-                patience.is_over = isinstance(error, StoreError)
-                error = _translated(error)
-                _say(error)  # while the attempt's log can still be written
-                raise error
+        process.during = "test" if given.test else "train"
+        process.store = open_store(given.store, patience_seconds=given.store_patience, on_retry=process.patience.spend)
+        process.run, spec = load_spec(given.spec, process.store)
+        if not process.is_done():
+            stop.check()
+            process.keep_log()
+            hold_lease_and_work(process, spec, exact=given.resume == "exact", report=_reporter(spec, emit))
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - whatever ends the process is recorded and becomes its exit code
-        return _fail(error, run, attempt_name, store, buffer)
+        return _fail(error, process)
     finally:
-        if buffer is not None:
-            logging.getLogger("trainer").removeHandler(buffer)
+        process.forget_log()
+
+
+class Process:
+    """This process's attempt as far as it has come: what is known by the time it fails is in the failure's record."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self.started = time.monotonic()
+        self.stop = stop
+        self.patience = Patience(stop)
+        self.during: Literal["train", "test"] = "train"
+        self.store: Store | None = None
+        self.run: str | None = None
+        self.attempt: str | None = None
+        self.log: LogBuffer | None = None
+
+    def is_done(self) -> bool:
+        """Whether the store has what this attempt would come to."""
+        assert self.store is not None
+        done = f"{'tests' if self.during == 'test' else 'results'}/{self.run}.json"
+        try:
+            self.store.get(done)
+        except NotFound:
+            return False
+        log.info("%s is in the store: nothing to do", done)
+        return True
+
+    def keep_log(self) -> None:
+        """Keep what is logged from now on, for the store and for the record of a failure."""
+        from trainer.recorder import LogBuffer
+
+        self.log = LogBuffer()
+        logging.getLogger("trainer").addHandler(self.log)
+
+    def forget_log(self) -> None:
+        """End that: another attempt in this process has a log of its own."""
+        if self.log is not None:
+            logging.getLogger("trainer").removeHandler(self.log)
+
+
+def hold_lease_and_work(process: Process, spec: RunSpec, *, exact: bool, report: Callable[[Report], None]) -> None:
+    """Train or test the run under its lease. torch is loaded here; a device's fault is raised as DeviceError."""
+    from trainer import run as running
+
+    assert process.run is not None
+    assert process.store is not None
+    assert process.log is not None
+    process.stop.check()
+    with running.open_attempt(
+        process.run,
+        spec,
+        process.store,
+        process.stop,
+        process.log,
+        exact=exact,
+        report=report,
+        started=process.started,
+    ) as attempt:
+        process.attempt = attempt.lease.attempt
+        try:
+            if process.is_done():  # by another attempt, between the first look and the lease
+                return
+            work = running.test_experiment if process.during == "test" else running.run_experiment
+            work(attempt)
+        except Exception as error:
+            process.patience.is_over = isinstance(error, StoreError)
+            error = _translated(error)
+            _say(error)  # while the attempt's log can still be written
+            raise error
 
 
 class Patience:
@@ -167,19 +208,11 @@ def load_spec(given: str, store: Store) -> tuple[str, RunSpec]:
     return run_id(spec), spec
 
 
-def _exists(store: Store, key: str) -> bool:
-    try:
-        store.get(key)
-    except NotFound:
-        return False
-    return True
-
-
-def _reporter(spec: RunSpec, emit: Emit | None) -> Callable[[Any], None]:
+def _reporter(spec: RunSpec, emit: Emit | None) -> Callable[[Report], None]:
     """Tells of each epoch in the log, and of everything to `emit`."""
-    from trainer.result import EpochMetrics
+    from trainer.result import EpochMetrics, ResumedFrom
 
-    def report(what: Any) -> None:
+    def report(what: Report) -> None:
         if isinstance(what, EpochMetrics):
             log.info(
                 "epoch %d of %d: training %.3f / %.3f, validation %.3f / %.3f%s%s, %.1f images/s",
@@ -193,34 +226,42 @@ def _reporter(spec: RunSpec, emit: Emit | None) -> Callable[[Any], None]:
                 ", back to the best" if what.returned_to_best else "",
                 what.images_per_second,
             )
-        if emit is not None:
-            kind = "epoch" if isinstance(what, EpochMetrics) else "step"
-            values = what.model_dump() if isinstance(what, EpochMetrics) else vars(what)
-            emit({"event": kind, **values})
+        if emit is None:
+            return
+        if isinstance(what, EpochMetrics):
+            emit({"event": "epoch", **what.model_dump()})
+        elif isinstance(what, ResumedFrom):
+            emit({"event": "resumed", **what.model_dump()})
+        else:
+            emit({"event": "step", **vars(what)})
 
     return report
 
 
 def _translated(error: Exception) -> Exception:
-    """`error`, or what it means where it says that the device is broken."""
+    """`error`, or what it means where torch says that the device is broken, or cannot compute as the spec wants."""
     import torch
 
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error):
+        return SpecError(
+            f"deterministic: {error}",
+            hint="set `deterministic: false`: the same run may then end with slightly other numbers each time",
+        )
     if isinstance(error, torch.AcceleratorError):
         return DeviceError(f"device: {error}", hint="the node may need attention; the run is tried elsewhere")
     return error
 
 
-def _fail(
-    error: BaseException, run: str | None, attempt: str | None, store: Store | None, buffer: LogBuffer | None
-) -> int:
+def _fail(error: BaseException, process: Process) -> int:
     """Record the failure where it can be found later, and say it; its exit code."""
-    if attempt is None:
+    if process.attempt is None:
         _say(error)
-    failure = failure_of(error, run or "unknown", attempt, buffer.tail if buffer else [])
+    tail = process.log.tail if process.log else []
+    failure = failure_of(error, process.run or "unknown", process.attempt, tail, during=process.during)
     try:
         write_termination_message(failure)
-        if store is not None and run is not None:
-            _store_failure(failure, store)
+        if process.store is not None and process.run is not None:
+            _store_failure(failure, process.store)
     except (GridError, OSError) as second:
         log.warning("the failure could not be recorded: %s", second)
     return failure.exit_code
@@ -245,4 +286,4 @@ def _store_failure(failure: Failure, store: Store) -> None:
 
 if __name__ == "__main__":
     log_to_stderr()
-    sys.exit(main())
+    sys.exit(main(stop=STOP))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import safetensors.torch
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from trainer.failure import DataError, Stopped
 from trainer.lease import Lease
 from trainer.result import EpochMetrics, Record, parse_record
 from trainer.store import Conflict, NotFound, Store
+from trainer.tensors import TensorFile, copied, parsed, read_memory
 
 HASH_DIGITS = 16  # of a blob's SHA-256, in its name
 
@@ -67,18 +67,14 @@ class Snapshot:
     """Tensors of model and optimiser, copied so that training can go on; and where they are once written."""
 
     step: int  # optimiser steps done when they were copied
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: TensorFile
+    optimizer: TensorFile
     blobs: Blobs | None = None
 
 
-def snapshot(step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Snapshot:
-    """Copies of the tensors, on the device where they are."""
-    return Snapshot(
-        step,
-        {name: value.detach().clone() for name, value in model.items()},
-        {name: value.detach().clone() for name, value in optimizer.items()},
-    )
+def snapshot(step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> Snapshot:
+    """Copies of the tensors on the host, as the files that they are written to."""
+    return Snapshot(step, copied(model), copied(optimizer))
 
 
 def checkpoint_key(run: str) -> str:
@@ -131,16 +127,20 @@ class CheckpointStore:
     def _read_snapshot(self, blobs: Blobs) -> Snapshot:
         return Snapshot(blobs.step, self.read_blob(blobs.model), self.read_blob(blobs.optimizer), blobs)
 
-    def read_blob(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one blob. Raises DataError when it is gone or is not what its name says."""
+    def read_blob(self, key: str) -> TensorFile:
+        """One blob. Raises DataError when it is gone or is not what its name says."""
+        size = next((entry.size for entry in self.store.list(key) if entry.key == key), None)
         try:
-            data = self.store.get(key)
+            if size is None:
+                raise NotFound(key)
+            with self.store.open(key) as stream:
+                memory = read_memory(stream, size)
         except NotFound as error:
             raise DataError(f"{key}: missing", hint="it was removed by hand: train the run anew") from error
         named = key.rpartition("-")[2].partition(".")[0]
-        if (found := hashlib.sha256(data).hexdigest()[:HASH_DIGITS]) != named:
+        if (found := hashlib.sha256(memory.numpy().data).hexdigest()[:HASH_DIGITS]) != named:
             raise DataError(f"{key}: damaged: its SHA-256 begins with {found}", hint="train the run anew")
-        return safetensors.torch.load(data)
+        return parsed(memory)
 
     def write(
         self, progress: Progress, state: Snapshot, best: Snapshot | None, best_metrics: EpochMetrics | None
@@ -185,11 +185,10 @@ class CheckpointStore:
             )
         return tensors.blobs
 
-    def _write_blob(self, tensors: dict[str, Tensor], step: int) -> str:
-        # safetensors refuses views of shared storage, and keeps no strides: both are dealt with by a plain copy
-        data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()})
-        key = f"runs/{self.run}/blobs/{step:08d}-{hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}.safetensors"
-        self.store.put(key, data)
+    def _write_blob(self, file: TensorFile, step: int) -> str:
+        digest = hashlib.sha256(file.data).hexdigest()
+        key = f"runs/{self.run}/blobs/{step:08d}-{digest[:HASH_DIGITS]}.safetensors"
+        self.store.put(key, file.data)
         return key
 
     def retain_only(self, blob: str | None) -> None:
@@ -205,13 +204,3 @@ def _keys(checkpoint: Checkpoint | None) -> set[str]:
         return set()
     found = {checkpoint.state.model, checkpoint.state.optimizer}
     return found | {checkpoint.best.model, checkpoint.best.optimizer} if checkpoint.best else found
-
-
-def to_device(tensors: Snapshot, device: torch.device) -> Snapshot:
-    """The snapshot with its tensors on `device`; fused optimisers keep even their step counters there."""
-    return Snapshot(
-        tensors.step,
-        {name: value.to(device) for name, value in tensors.model.items()},
-        {name: value.to(device) for name, value in tensors.optimizer.items()},
-        tensors.blobs,
-    )

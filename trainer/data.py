@@ -1,41 +1,26 @@
 """Batches of one part of a data set, normalised and augmented, on the device that trains.
 
-1. `open_part` finds the part's images decoded and resized, but not cropped, in a memory-mapped cache; where there is
-   none, one process of the machine fills it on all cores while the others wait. Where it does not fit, the images are
-   decoded from the shards batch by batch instead: the pixels are the same.
-2. `Loader.batches` takes the images of one batch: straight from the mapping, or decoded ahead in the background.
-3. It crops them, or augments them (trainer/augment.py): on a CPU image by image on threads, on a GPU, which the whole
+1. `Loader.batches` takes the images of one batch: straight from the mapping, or decoded ahead in the background
+   (trainer/part.py).
+2. It crops them, or augments them (trainer/augment.py): on a CPU image by image on threads, on a GPU, which the whole
    part is moved to if it fits, in one go.
-4. Conversion to float and normalisation come last, on the device.
+3. Conversion to float and normalisation come last, on the device.
 
 Pixel (x, y) of an image of width w that starts at byte s lies at s + 3 (y w + x). Sizes are (width, height).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
-import json
-import logging
-import os
-import shutil
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 import torch
-from PIL import Image, features
 from torch import Tensor
 
 from trainer.augment import (
@@ -54,357 +39,17 @@ from trainer.augment import (
     sample_image,
     view_matrices,
 )
-from trainer.dataset import DatasetIndex, ImageEntry, PartName, resized_shape
-from trainer.decode import decode_image
-from trainer.failure import DataError, StoreError
-from trainer.machine import available_memory, available_threads, cache_folder
+from trainer.cache import Pixels
+from trainer.part import Part
 from trainer.spec import AugmentationSpec, DataSpec
-from trainer.store import NotFound, Store
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 Batch = tuple[Tensor, Tensor]
 
-DECODER_VERSION = 1
-"""Raised whenever trainer/decode.py or the resizing here gives other pixels: older caches are then left alone."""
-
-HEADER_BYTES = 4096
-MEMORY_SHARE = 0.5  # of the memory available: the network and its activations need the rest
 DEVICE_SHARE = 0.3  # of the device memory free before the network trains
-FILL_CHUNK = 16  # images of one unit of filling: what is lost when a run is told to stop
 SMALL_CROP = 96  # below this many pixels a side, an image is too little work for a call per operation
 READ_AHEAD = 2  # batches prepared in the background
 CROPS_CHUNK = 8  # crops converted at a time: they stay in a core's cache between two operations
 ALIGNMENT = 64  # bytes, of a vector register
-
-log = logging.getLogger(__name__)
-
-
-class Cache:
-    """A folder of decoded images, shared by all processes of a machine, and how much of it may be mapped."""
-
-    def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        budget_bytes: int | None = None,
-        threads: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """`folder` is GRID_CACHE or the user's cache folder by default, `budget_bytes` half the memory available.
-
-        `progress` is called with images done and in all while a part is decoded, and again and again while another
-        process does that; what it raises ends the filling.
-        """
-        self.folder = folder if folder is not None else cache_folder() / "images"
-        self.threads = threads or available_threads()
-        self.progress = progress or _no_progress
-        self._budget = int(MEMORY_SHARE * available_memory()) if budget_bytes is None else budget_bytes
-
-    def reserve(self, num_bytes: int) -> bool:
-        """Whether so many bytes more fit the budget; they count from now on if so."""
-        if num_bytes > self._budget:
-            return False
-        self._budget -= num_bytes
-        return True
-
-
-def _no_progress(_done: int, _total: int) -> None:
-    pass
-
-
-class Part:
-    """The images of one part, resized and uncropped, in the index's order."""
-
-    def __init__(self, name: PartName, rows: Sequence[tuple[int, ImageEntry]], resize: int) -> None:
-        self.name = name
-        self.resize = resize
-        self.entries = [entry for _, entry in rows]
-        self.indices_N = np.array([index for index, _ in rows], dtype=np.int64)
-        """Each image's place among all of the part's images."""
-        self.labels_N = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
-        self.sizes_N2 = np.array([(e.width, e.height) for e in self.entries], dtype=np.int64).reshape(-1, 2)
-        shapes = [resized_shape(entry.height, entry.width, resize) for entry in self.entries]
-        self.resized_N2 = np.array(shapes, dtype=np.int64).reshape(-1, 2)[:, ::-1].copy()
-        ends = np.cumsum(3 * self.resized_N2.prod(axis=1))
-        self.starts_N: IntArray = np.concatenate([[0], ends[:-1]]).astype(np.int64)[: len(rows)]
-        self.num_bytes = int(ends[-1]) if len(rows) else 0
-        self.pixels: Pixels | None = None
-        """All images one after another, mapped from the cache; none where they are decoded batch by batch."""
-        self._shards: _Shards | None = None
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def images(self, indices: IntArray) -> list[Pixels]:
-        """These images, (height, width, 3) each. Raises DataError when one is not as the index has it."""
-        if self.pixels is None:
-            assert self._pool is not None
-            return list(self._pool.map(self.decode, indices.tolist()))
-        images = []
-        for index in indices.tolist():
-            width, height = self.resized_N2[index].tolist()
-            start = int(self.starts_N[index])
-            images.append(self.pixels[start : start + 3 * width * height].reshape(height, width, 3))
-        return images
-
-    def decode(self, index: int) -> Pixels:
-        """One image from its shard, decoded and resized. Raises DataError when it is not as the index has it."""
-        assert self._shards is not None
-        entry = self.entries[index]
-        data = self._shards.read(entry)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DataError(
-                f"{self._shards.place(entry)}: {entry.path}: got bytes with another SHA-256 than the index has",
-                hint="the data set was changed or damaged in the store: import it again with --replace",
-            )
-        try:
-            image = decode_image(data)
-        except DataError as error:
-            raise DataError(f"{self._shards.place(entry)}: {entry.path}: {error.message}", hint=error.hint) from error
-        if image.size != (entry.width, entry.height):
-            raise DataError(
-                f"{self._shards.place(entry)}: {entry.path}: decoded to {image.width} x {image.height} pixels, "
-                f"expected {entry.width} x {entry.height} as the index has it",
-                hint="the index comes from another decoder: import the data set again with --replace",
-            )
-        width, height = self.resized_N2[index].tolist()
-        return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-
-    def _open_shards(self, index: DatasetIndex, store: Store, cache: Cache) -> None:
-        self._shards = _Shards(index, store, cache.folder / "shards")
-        self._pool = ThreadPoolExecutor(cache.threads, thread_name_prefix=f"decode-{self.name}")
-
-    def _close_shards(self) -> None:
-        assert self._shards is not None
-        assert self._pool is not None
-        self._pool.shutdown(cancel_futures=True)
-        self._shards.close(forget=self.pixels is not None)
-        self._pool = self._shards = None
-
-
-def open_part(index: DatasetIndex, data: DataSpec, name: PartName, store: Store, cache: Cache) -> Part:
-    """The part's images as `data` asks for them, in the cache if they fit it.
-
-    Raises DataError when an image or a shard is not as the index has it, StoreError when the store fails.
-    """
-    rows = list(enumerate(index.entries(name)))
-    if data.images_per_class is not None:
-        rows = _first_of_each_class(rows, data.images_per_class)
-    part = Part(name, rows, data.resize)
-    if not len(part):
-        return part
-    key = f"{index.fingerprint}-{name}-{data.resize}"
-    key += f"-first{data.images_per_class}" if data.images_per_class is not None else ""
-    key += f"-{DECODER_VERSION}-pillow{PIL.__version__}-jpeg{features.version('jpg')}"
-    path = cache.folder / f"{key}.rgb"
-    part._open_shards(index, store, cache)
-    try:
-        reason = f"{part.num_bytes} bytes are more than the memory to spare"
-        if cache.reserve(part.num_bytes):
-            reason = _fill_once(part, path, cache)
-        if reason:
-            log.warning("%s images are decoded anew for each batch, not kept in %s: %s", name, path, reason)
-            return part
-        part.pixels = np.memmap(path, dtype=np.uint8, mode="c", offset=HEADER_BYTES, shape=(part.num_bytes,))
-    except BaseException:
-        part._close_shards()
-        raise
-    part._close_shards()
-    return part
-
-
-def _first_of_each_class(rows: list[tuple[int, ImageEntry]], number: int) -> list[tuple[int, ImageEntry]]:
-    seen: dict[int, int] = {}
-    first = []
-    for index, entry in rows:
-        seen[entry.label] = seen.get(entry.label, 0) + 1
-        if seen[entry.label] <= number:
-            first.append((index, entry))
-    return first
-
-
-def _fill_once(part: Part, path: Path, cache: Cache) -> str:
-    """Make the cache file be there, whole; if that cannot be, why not, in words."""
-    header = _header(part, path)
-    try:
-        if _is_whole(path, header, part.num_bytes):
-            return ""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("a") as lock:
-            while not _try_lock(lock.fileno()):
-                cache.progress(0, len(part))
-                time.sleep(0.1)
-            if _is_whole(path, header, part.num_bytes):
-                return ""
-            if shutil.disk_usage(path.parent).free < part.num_bytes + HEADER_BYTES:
-                return "its disk is too full"
-            _fill(part, path, header, cache)
-    except StoreError:
-        raise
-    except OSError as error:
-        return str(error)
-    return ""
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _header(part: Part, path: Path) -> bytes:
-    text = json.dumps({"cache": path.stem, "images": len(part), "bytes": part.num_bytes})
-    return text.encode().ljust(HEADER_BYTES, b"\n")
-
-
-def _is_whole(path: Path, header: bytes, num_bytes: int) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEADER_BYTES) == header and os.fstat(file.fileno()).st_size == HEADER_BYTES + num_bytes
-    except FileNotFoundError:
-        return False
-
-
-def _reserve(descriptor: int, num_bytes: int) -> None:
-    """Give the open file its length, and its place on the disk where the file system can: then a full disk shows now.
-
-    Raises OSError where there is no room.
-    """
-    try:
-        os.posix_fallocate(descriptor, 0, num_bytes)
-    except AttributeError:  # no such call on this system
-        os.truncate(descriptor, num_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system does not know it
-            raise
-        os.truncate(descriptor, num_bytes)
-
-
-def _fill(part: Part, path: Path, header: bytes, cache: Cache) -> None:
-    """Decode every image into a file beside `path` and give it that name once it is whole.
-
-    Pillow lets go of the interpreter's lock while it decodes and resizes: threads use all cores.
-    """
-    partial = path.with_suffix(".partial")  # one name: whoever holds the lock takes over what a killed run left
-    total = len(part)
-    assert part._pool is not None
-    with partial.open("wb") as file:
-        descriptor = file.fileno()
-        _reserve(descriptor, HEADER_BYTES + part.num_bytes)
-
-        def fill(first: int) -> int:
-            for index in range(first, min(total, first + FILL_CHUNK)):
-                _write_at(descriptor, part.decode(index).data, HEADER_BYTES + int(part.starts_N[index]))
-            return min(total, first + FILL_CHUNK) - first
-
-        waiting: set[Future[int]] = {part._pool.submit(fill, first) for first in range(0, total, FILL_CHUNK)}
-        try:
-            done = 0
-            while waiting:
-                cache.progress(done, total)
-                finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_EXCEPTION)
-                done += sum(future.result() for future in finished)
-            cache.progress(done, total)
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
-            partial.unlink(missing_ok=True)
-            raise
-        _write_at(descriptor, memoryview(header), 0)
-        os.fsync(descriptor)  # else a machine that loses power may keep the name and not the pixels
-    partial.replace(path)
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    rest = data.cast("B")
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-class _Shards:
-    """The shards of a data set, opened when first read; those on a server are copied to `scratch` first."""
-
-    def __init__(self, index: DatasetIndex, store: Store, scratch: Path) -> None:
-        self._index = index
-        self._store = store
-        self._scratch = scratch
-        self._lock = threading.Lock()
-        self._descriptors: dict[int, int] = {}
-        self._copies: set[Path] = set()
-
-    def place(self, entry: ImageEntry) -> str:
-        """Where an image lies, for messages."""
-        return f"{self._store.uri}: {self._index.shard_key(entry.shard)}"
-
-    def read(self, entry: ImageEntry) -> bytes:
-        """An image's encoded bytes. Raises DataError when the shard is missing or cut off."""
-        with self._lock:
-            descriptor = self._descriptors.get(entry.shard)
-            if descriptor is None:
-                descriptor = self._descriptors[entry.shard] = self._open(entry)
-        return os.pread(descriptor, entry.size, entry.offset)
-
-    def close(self, *, forget: bool) -> None:
-        """Close the shards, and remove the copies if none of this part will be read again."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-        for path in self._copies if forget else ():
-            path.unlink(missing_ok=True)
-
-    def _open(self, entry: ImageEntry) -> int:
-        shard = self._index.shards[entry.shard]
-        path = self._store.local_path(self._index.shard_key(entry.shard))
-        try:
-            descriptor = self._open_copy(entry) if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except (NotFound, FileNotFoundError) as error:
-            raise DataError(
-                f"{self.place(entry)}: not there, but the index names it",
-                hint="the data set is not whole: import it again with --replace",
-            ) from error
-        size = os.fstat(descriptor).st_size
-        if size != shard.size:
-            os.close(descriptor)
-            raise DataError(
-                f"{self.place(entry)}: got {size} bytes, expected {shard.size}",
-                hint="the data set is not whole: import it again with --replace",
-            )
-        return descriptor
-
-    def _open_copy(self, entry: ImageEntry) -> int:
-        """The shard's copy, made if need be, open: it may be removed at any moment by another process."""
-        shard = self._index.shards[entry.shard]
-        path = self._scratch / f"{shard.sha256}.tar"
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._copies.add(path)
-                return descriptor
-            self._copy(entry, path)
-            self._copies.add(path)
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def _copy(self, entry: ImageEntry, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        digest = hashlib.sha256()
-        with self._store.open(self._index.shard_key(entry.shard)) as source, partial.open("wb") as file:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-        if digest.hexdigest() != self._index.shards[entry.shard].sha256:
-            partial.unlink()
-            raise DataError(
-                f"{self.place(entry)}: got bytes with another SHA-256 than the index has",
-                hint="the data set was changed or damaged in the store: import it again with --replace",
-            )
-        partial.replace(path)
 
 
 class _Buffers:
@@ -466,7 +111,7 @@ class Loader:
         mean, std = torch.tensor(data.normalize.mean), torch.tensor(data.normalize.std)
         self._scale_3, self._bias_3 = (1 / std).to(device), (-mean / std).to(device)
         self._row_scale, self._row_bias = (self._scale_3 / 255).repeat(data.crop), self._bias_3.repeat(data.crop)
-        self._labels_N = part.labels_N.to(device)
+        self._labels_N = torch.from_numpy(part.labels_N).to(device)
         self._epoch: tuple[tuple[int, int, int], Draws] | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._buffers = _Buffers()
@@ -658,8 +303,8 @@ class Loader:
             planes = torch.empty(1, 3, num_points + self._num_canvas)
             view_CP = planes[0, :, :num_points]
             if self._resamples:
-                floats = image.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-                sample_image(floats[None], source_B33[row], canvas_B33[row], self._crop, view_CP)
+                floats = image.to(torch.float32).permute(2, 0, 1)[None]  # sampled as they lie: channels last
+                sample_image(floats, source_B33[row], canvas_B33[row], self._crop, view_CP)
             else:
                 crop = np.ascontiguousarray(self._crop_of(images[row], corners[row], draws, row))
                 view_CP.view(shape[1:]).copy_(torch.from_numpy(crop).permute(2, 0, 1)).mul_(1 / 255)

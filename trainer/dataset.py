@@ -55,7 +55,7 @@ class Shard(Record):
     sha256: Sha256
 
 
-class Part(Record):
+class PartCounts(Record):
     """One part in numbers."""
 
     num_images: int
@@ -98,7 +98,7 @@ class DatasetIndex(Record):
     fingerprint: Sha256 = Field(description="identity of classes, images, labels and parts; see `fingerprint_of`")
     classes: tuple[str, ...] = Field(description="names by label")
     split: Split
-    parts: dict[PartName, Part]
+    parts: dict[PartName, PartCounts]
     excluded: tuple[str, ...] = Field(description="class folders left out on request")
     skipped: tuple[tuple[str, str], ...] = Field(
         description="files of the source that are not in the set: path, reason"

@@ -409,7 +409,8 @@ def _wanted(detail: ErrorDetails) -> str:
 
 
 def _tidy(number: Any) -> Any:
-    return int(number) if isinstance(number, float) and number.is_integer() else number
+    is_whole = isinstance(number, float) and number.is_integer() and abs(number) <= EXACT_INTEGER
+    return int(number) if is_whole else number
 
 
 def _spelling_hint(kind: str, got: Any, may_be_null: bool) -> str | None:
@@ -445,6 +446,12 @@ def nearest(got: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `got` was most likely meant to be; none when nothing is close."""
     near = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str | None:
+    """A hint with the one of `known` that `got` was most likely meant to be; none when nothing is close."""
+    near = nearest(got, known)
+    return f"did you mean {near!r}?" if near else None
 
 
 def _near_value(got: Any, choices: Iterable[str]) -> str | None:

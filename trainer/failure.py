@@ -7,6 +7,7 @@ import traceback
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +21,7 @@ class ExitCode(IntEnum):
     STORE = 69  # the store could not be reached for `store_patience`
     TRAINING = 70  # training failed for good
     DEVICE = 71  # the device is broken: try elsewhere
+    CLUSTER = 72  # of `grid` alone: the cluster cannot be reached, or refuses
     STOPPED = 75  # told to stop, or lost the lease: the checkpoint stands
 
 
@@ -90,6 +92,12 @@ class DeviceError(GridError):
     reason = "device"
 
 
+class OtherNumerics(DeviceError):
+    """This machine computes otherwise than the run's first attempt did: trying again here cannot help."""
+
+    reason = "numerics"
+
+
 class Stopped(GridError):
     """The run was told to stop, or its lease is held by another attempt; what is checkpointed stands."""
 
@@ -108,12 +116,22 @@ class Failure(BaseModel):
     reason: str = Field(description="one word to group by: spec, data, diverged, out-of-device-memory, crashed, …")
     message: str
     hint: str | None = None
+    during: Literal["train", "test"] = Field(
+        default="train", description="what failed: the run's training, or the test of what it came to"
+    )
     final: bool = Field(description="whether only `grid retry` may start the run again")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     log_tail: list[str] = Field(default_factory=list, description="the last lines of the attempt's log")
 
 
-def failure_of(error: BaseException, run: str, attempt: str | None, log_tail: list[str]) -> Failure:
+def failure_of(
+    error: BaseException,
+    run: str,
+    attempt: str | None,
+    log_tail: list[str],
+    *,
+    during: Literal["train", "test"] = "train",
+) -> Failure:
     """The record of `error`; what is no GridError is a bug or an outside fault, recorded as `crashed`, exit 1."""
     if isinstance(error, GridError):
         return Failure(
@@ -121,8 +139,9 @@ def failure_of(error: BaseException, run: str, attempt: str | None, log_tail: li
             attempt=attempt,
             exit_code=error.exit_code,
             reason=error.reason,
-            message=error.message,
-            hint=error.hint,
+            message=encodable(error.message),
+            hint=encodable(error.hint) if error.hint else None,
+            during=during,
             final=error.exit_code in FINAL_EXITS,
             log_tail=log_tail,
         )
@@ -131,11 +150,17 @@ def failure_of(error: BaseException, run: str, attempt: str | None, log_tail: li
         attempt=attempt,
         exit_code=1,
         reason="crashed",
-        message=f"{type(error).__name__}: {error}{_place_of(error)}",
+        message=encodable(f"{type(error).__name__}: {error}{_place_of(error)}"),
         hint="the attempt's log in the store has the whole traceback" if attempt else None,
+        during=during,
         final=False,
         log_tail=log_tail,
     )
+
+
+def encodable(text: str) -> str:
+    """The text, what UTF-8 cannot hold as escapes: Python reads file names that are no UTF-8 so that they do."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _place_of(error: BaseException) -> str:
@@ -156,8 +181,14 @@ def write_termination_message(failure: Failure) -> None:
     if not path.exists():
         return
     while len(text := failure.model_dump_json().encode()) > TERMINATION_LIMIT:
-        if failure.log_tail:
-            failure = failure.model_copy(update={"log_tail": failure.log_tail[1:]})
-        else:
-            failure = failure.model_copy(update={"message": failure.message[: len(failure.message) // 2] + "…"})
+        failure = _shorter(failure)
     path.write_bytes(text)
+
+
+def _shorter(failure: Failure) -> Failure:
+    """The failure without its oldest line of log; once that is used up, with half of its hint or message."""
+    if failure.log_tail:
+        return failure.model_copy(update={"log_tail": failure.log_tail[1:]})
+    name = max(("hint", "message"), key=lambda name: len(getattr(failure, name) or ""))
+    text: str = getattr(failure, name)
+    return failure.model_copy(update={name: text[: len(text) // 2] + "…"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.machinery import PathFinder
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +22,48 @@ ID_DIGITS = 12
 NAME_LIMIT = 40  # with the hash, below the 63 characters that a Kubernetes label may have
 
 
-def canonical(value: Any) -> Any:
-    """`value` as plain JSON types in which equal meanings look equal: 1, 1.0 and 1e0 are one number."""
+_quoted: Callable[[str], str] = json.encoder.encode_basestring_ascii
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text that equal meanings share: keys sorted, no spaces, and 1, 1.0 and 1e0 are one number."""
+    kind = type(value)
+    if kind is float and isfinite(value):
+        return str(int(value)) if value.is_integer() else float.__repr__(value)
+    if kind is str:
+        return _quoted(value)
+    if kind in _SIMPLE:  # before all that is asked by isinstance, which takes pydantic long to answer
+        return "null" if value is None else str(value).lower()
     if isinstance(value, BaseModel):
-        return _canonical_model(value)
+        return f"{{{','.join(_entries(value))}}}"
     if isinstance(value, dict):
-        return {str(key): canonical(item) for key, item in value.items()}
+        items = sorted((str(key), item) for key, item in value.items())
+        return f"{{{','.join([f'{_quoted(key)}:{canonical_json(item)}' for key, item in items])}}}"
     if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+        return f"[{','.join(map(canonical_json, value))}]"
+    return json.dumps(value)
+
+
+_SIMPLE = frozenset((int, bool, type(None)))
 
 
 @cache
 def _identity_fields(model: type[BaseModel]) -> tuple[tuple[str, Neutral | None], ...]:
-    """Names of the fields that count, with the value at which one does not: asked of pydantic once per model."""
+    """Names of the fields that count, sorted, with the value at which one does not: asked of pydantic once a model."""
     fields = []
-    for name, field in model.model_fields.items():
+    for name, field in sorted(model.model_fields.items()):
         if not any(isinstance(mark, NoIdentity) for mark in field.metadata):
             fields.append((name, next((mark for mark in field.metadata if isinstance(mark, Neutral)), None)))
     return tuple(fields)
 
 
-def _canonical_model(model: BaseModel) -> dict[str, Any]:
-    fields = {}
-    for name, neutral in _identity_fields(type(model)):
-        value = getattr(model, name)
-        if neutral is None or value != neutral.value:
-            fields[name] = value if type(value) in (str, int, bool) else canonical(value)
-    return fields
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+def _entries(model: BaseModel) -> list[str]:
+    values = model.__dict__
+    return [
+        f'"{name}":{canonical_json(values[name])}'
+        for name, neutral in _identity_fields(type(model))
+        if neutral is None or values[name] != neutral.value
+    ]
 
 
 def _sha256(text: str) -> str:
@@ -76,7 +85,7 @@ def _check_complete(spec: ExperimentSpec) -> None:
 def run_hash(spec: RunSpec) -> str:
     """SHA-256, in hex, of the canonical JSON of everything in `spec` that can change the run's numbers."""
     _check_complete(spec)
-    return _sha256(_text(canonical(spec)))
+    return _sha256(canonical_json(spec))
 
 
 def run_id(spec: RunSpec) -> str:
@@ -85,36 +94,39 @@ def run_id(spec: RunSpec) -> str:
 
 
 class Identifier:
-    """Gives ids to the runs of many specs: parts that the specs share, as the same objects, are written out once."""
+    """Gives ids to the runs of many specs: what a spec shares with the one before, as the same object, is not written
+    out anew."""
 
     def __init__(self) -> None:
-        self._texts: dict[Any, tuple[Any, str]] = {}  # the part stands beside its text so that its id() stays its own
+        self._fields = [field for field in _identity_fields(RunSpec) if field[0] != "seed"]
+        self._names = list(enumerate(name for name, _ in self._fields))
+        self._num_before = sum(name < "seed" for name, _ in self._fields)
+        self._values: list[Any] = [object()] * len(self._fields)  # of the spec before; none of any spec at first
+        self._entries = [""] * len(self._fields)  # with the comma that parts them from the seed's
 
     def run_ids(self, spec: ExperimentSpec, seeds: Iterable[int]) -> list[str]:
         """`run_id` of the runs that `spec` and each of `seeds` make."""
         _check_complete(spec)
-        parts = {}
-        for name, neutral in _identity_fields(type(spec)):
-            value = getattr(spec, name)
-            if neutral is None or value != neutral.value:
-                parts[name] = self._text(value)
-        return [_named(spec, _sha256(_object_text({**parts, "seed": str(seed)}))) for seed in seeds]
-
-    def _text(self, part: Any) -> str:
-        key = id(part) if isinstance(part, BaseModel) else (type(part), part)
-        found = self._texts.get(key)
-        if found is None:
-            found = self._texts[key] = (part, _text(canonical(part)))
-        return found[1]
-
-
-def _object_text(parts: dict[str, str]) -> str:
-    return "{" + ",".join(f'"{name}":{parts[name]}' for name in sorted(parts)) + "}"
+        held, values = self._values, spec.__dict__
+        for index, name in self._names:
+            value = values[name]
+            if value is not held[index]:
+                held[index] = value
+                neutral = self._fields[index][1]
+                entry = f'"{name}":{canonical_json(value)}'
+                entry = f"{entry}," if index < self._num_before else f",{entry}"
+                self._entries[index] = "" if neutral is not None and value == neutral.value else entry
+        before, after = "".join(self._entries[: self._num_before]), "".join(self._entries[self._num_before :])
+        return [_named(spec, _sha256(f'{{{before}"seed":{seed}{after}}}')) for seed in seeds]
 
 
 def _named(spec: ExperimentSpec, digest: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", spec.model.short_name.lower()).strip("-")[:NAME_LIMIT].strip("-")
-    return f"{name or 'model'}-{digest[:ID_DIGITS]}"
+    return f"{_label(spec.model.short_name)}-{digest[:ID_DIGITS]}"
+
+
+@cache
+def _label(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_LIMIT].strip("-") or "model"
 
 
 _SPEC_HEADER = """\

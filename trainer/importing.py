@@ -27,7 +27,7 @@ from trainer.dataset import (
     PARTS,
     DatasetIndex,
     Images,
-    Part,
+    PartCounts,
     PartName,
     Shard,
     Split,
@@ -51,7 +51,7 @@ from trainer.store import Conflict, NotFound, Store
 from trainer.tree import Tree, read_tree
 
 OnBad = Literal["refuse", "skip"]
-State = Literal["new", "unchanged", "replaced"]
+Outcome = Literal["new", "unchanged", "mended", "replaced"]
 
 MAX_BYTES = 64 << 30  # of a download, and of what an archive unpacks to
 IN_FLIGHT_BYTES = 64 << 20  # of encoded images between reading and writing
@@ -64,7 +64,8 @@ class Imported:
     """What an import came to."""
 
     index: DatasetIndex
-    state: State  # `unchanged`: the store had this very data set under this name, and nothing was written
+    outcome: Outcome  # `unchanged`, `mended`: the store had this very data set under this name, whole or not
+    num_mended: int = 0  # shards that were missing or damaged, and are there again
 
 
 @dataclass(frozen=True)
@@ -266,12 +267,15 @@ class _Rows:
                 f"cannot import: {told([f'{path}: {reason}' for path, reason in self.bad])}",
                 hint="mend or remove them, or import without them with --on-bad skip",
             )
-        labels = {self.tree.labels[seen.path] for seen in self.seen}
-        empty = [name for label, name in enumerate(self.tree.classes) if label not in labels]
+        given = {self.tree.labels[path] for path in self.tree.files}
+        taken = {self.tree.labels[seen.path] for seen in self.seen}
+        empty = [
+            f"class {name}: {'no image left' if label in given else 'its folder has no file'}"
+            for label, name in enumerate(self.tree.classes)
+            if label not in taken
+        ]
         if empty:
-            raise DataError(
-                f"cannot import: no image left in class {told(empty)}", hint="leave the class out with --exclude"
-            )
+            raise DataError(f"cannot import: {told(empty)}", hint="leave the class out with --exclude")
         if not any(self.parts[seen.path] == "train" for seen in self.seen):
             raise DataError("cannot import: no image left for training", hint="choose another split")
 
@@ -315,15 +319,17 @@ class _Rows:
             ),
         )
 
-    def _part(self, paths: Sequence[str]) -> Part:
+    def _part(self, paths: Sequence[str]) -> PartCounts:
         counts = Counter(self.tree.labels[path] for path in paths)
-        return Part(
+        return PartCounts(
             num_images=len(paths),
             class_counts=tuple(counts[label] for label in range(len(self.tree.classes))),
             paths_sha256=paths_sha256(paths),
         )
 
     def _notes(self, paths: Mapping[PartName, Sequence[str]]) -> Iterator[str]:
+        if len(self.tree.classes) == 1:
+            yield f"there is one class only, {self.tree.classes[0]}: nothing to tell apart"
         yield from (f"the {part} part is empty" for part in PARTS if not paths[part])
         trained = {self.tree.labels[path] for path in paths["train"]}
         untrained = [name for label, name in enumerate(self.tree.classes) if label not in trained]
@@ -338,7 +344,11 @@ class _Rows:
         if copies:
             yield f"{sum(map(len, copies)) - len(copies)} images are copies, byte for byte, of others"
         yield from _pairs("in more than one part", copies, self.parts)
-        yield from _pairs("in more than one class", copies, self.tree.labels)
+        yield from _pairs(
+            "in more than one class",
+            copies,
+            {path: self.tree.classes[label] for path, label in self.tree.labels.items()},
+        )
         collisions = [" and ".join(sorted(same)) for same in by_spelling.values() if len(same) > 1]
         if collisions:
             yield f"paths that differ only by case, which some file systems cannot hold both: {_some(collisions)}"
@@ -389,9 +399,8 @@ class _Shelf:
         self.store = store
         self.name = name
         self.shards: list[Shard] = []
-        # replacing mends what is damaged, which its size need not show: every shard is then written
-        entries = () if replace else store.list(dataset_key(name, "shard-"))
-        self._sizes = {entry.key: entry.size for entry in entries}
+        self._checks_content = replace  # it mends what is damaged, which its size need not show
+        self._sizes = {entry.key: entry.size for entry in store.list(dataset_key(name, "shard-"))}
         self._put: list[str] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="put")
         self._running: Future[None] | None = None
@@ -418,10 +427,20 @@ class _Shelf:
 
     def _put_one(self, shard: Shard, path: Path) -> None:
         key = dataset_key(self.name, shard.name)
-        if self._sizes.get(key) != shard.size:  # its name has its hash, and a write is whole or not there
+        # its name has its hash, and a write is whole or not there
+        if self._sizes.get(key) != shard.size or (self._checks_content and self._sha256(key) != shard.sha256):
             self._put.append(key)
             self.store.put_file(key, path)
         path.unlink()
+
+    def _sha256(self, key: str) -> str:
+        with self.store.open(key) as stored:
+            return hashlib.file_digest(stored, "sha256").hexdigest()
+
+    @property
+    def num_put(self) -> int:
+        """Shards that the store did not have, or not as they should be."""
+        return len(self._put)
 
     def drop_new(self) -> None:
         """Remove the shards that were put and were not there before, but for those that an index names by now."""
@@ -459,10 +478,12 @@ def _publish(index: DatasetIndex, shelf: _Shelf, replace: bool) -> Imported:
         if not replace:
             raise
         old = None
-    if old is not None and old.fingerprint == index.fingerprint and shelf.has(old.shards) and not replace:
-        if old.shards != index.shards:
+    if old is not None and old.fingerprint == index.fingerprint:
+        if old.shards == index.shards and (old == index or not replace):
+            return Imported(old, "mended" if shelf.num_put else "unchanged", shelf.num_put)
+        if shelf.has(old.shards) and not replace:  # it was cut into other shards
             shelf.drop_new()
-        return Imported(old, "unchanged")
+            return Imported(old, "unchanged")
     if old is not None and old.fingerprint != index.fingerprint and not replace:
         raise DataError(
             f"data set {index.name!r}: {store.uri} has another one of this name: fingerprint {old.fingerprint[:12]}, "

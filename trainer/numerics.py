@@ -7,8 +7,9 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from trainer.failure import DeviceError
+from trainer.failure import OtherNumerics
 from trainer.result import Numerics
 from trainer.spec import ExperimentSpec
 
@@ -40,7 +41,7 @@ def settle(spec: ExperimentSpec, device: torch.device, threads: int) -> Numerics
 def obeyed(settled: Numerics, device: torch.device, *, exact: bool) -> Numerics:
     """`settled` as this attempt can obey it: itself, or with `exact` false what this machine gives instead.
 
-    Raises DeviceError when this machine computes otherwise than the first attempt's and `exact` is true.
+    Raises OtherNumerics when this machine computes otherwise than the first attempt's and `exact` is true.
     """
     here = settled.model_copy(
         update={
@@ -52,7 +53,7 @@ def obeyed(settled: Numerics, device: torch.device, *, exact: bool) -> Numerics:
     )
     differs = [f"{n} was {getattr(settled, n)!r}, is {getattr(here, n)!r}" for n in GIVEN if _differ(settled, here, n)]
     if differs and exact:
-        raise DeviceError(
+        raise OtherNumerics(
             f"numerics: this machine cannot go on with the same numbers: {'; '.join(differs)}",
             hint="go on where the run began, or pass --resume inexact: the result then says `exact: false`",
         )
@@ -75,6 +76,43 @@ def apply(numerics: Numerics) -> None:
     torch.backends.cudnn.deterministic = numerics.deterministic
     # nothing here reads memory before it writes it, so filling it would only cost time
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property set on a module
+
+
+class RepeatablePool(nn.Module):
+    """nn.AdaptiveAvgPool2d by products with matrices: its own gradient on CUDA adds in an order that changes.
+
+    torch refuses that in deterministic mode, and with it AlexNet and VGG: https://github.com/pytorch/pytorch/issues/50198.
+    """
+
+    def __init__(self, size: int | tuple[int | None, int | None] | None) -> None:
+        super().__init__()
+        self.rows, self.columns = size if isinstance(size, tuple) else (size, size)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Means over as many stretches of rows and columns; an axis that has just as many stays as it is."""
+        if self.rows not in (None, images_BCHW.shape[-2]):
+            images_BCHW = _means(images_BCHW, -2, self.rows) @ images_BCHW
+        if self.columns not in (None, images_BCHW.shape[-1]):
+            images_BCHW = images_BCHW @ _means(images_BCHW, -1, self.columns).T
+        return images_BCHW
+
+
+def _means(images_BCHW: Tensor, axis: int, size: int | None) -> Tensor:
+    """The matrix (size, length) that averages the axis over `size` stretches, which share what they do not divide."""
+    assert size is not None
+    length, device = images_BCHW.shape[axis], images_BCHW.device
+    numbers, places = torch.arange(size, device=device)[:, None], torch.arange(length, device=device)
+    begins, ends = numbers * length // size, ((numbers + 1) * length + size - 1) // size
+    return ((places >= begins) & (places < ends)).to(images_BCHW.dtype) / (ends - begins)
+
+
+def make_repeatable(module: nn.Module) -> None:
+    """Replace the layers of `module` that CUDA cannot compute twice alike and that can be computed otherwise."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            # a mean over everything is no such layer: torch computes it as a mean
+            if type(child) is nn.AdaptiveAvgPool2d and child.output_size not in (1, (1, 1)):
+                setattr(parent, name, RepeatablePool(child.output_size))
 
 
 def _precision(spec: ExperimentSpec, device: torch.device) -> str:

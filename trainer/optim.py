@@ -64,6 +64,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
-        # a step counter stays where it was; what has a parameter's shape lives beside the parameter in its layout
-        own = torch.empty_like(parameter if value.shape == parameter.shape else value, dtype=value.dtype)
-        optimizer.state[parameter][name] = own.copy_(value)
+        # beside its parameter, as fused optimisers want even their step counters; in its layout where it has its shape
+        like = parameter if value.shape == parameter.shape else value
+        optimizer.state[parameter][name] = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+        optimizer.state[parameter][name].copy_(value)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from trainer.checkpoint import CheckpointStore, Progress, Snapshot
-from trainer.failure import LOG_TAIL_LINES, GridError
+from trainer.failure import LOG_TAIL_LINES, GridError, encodable
 from trainer.lease import Lease
 from trainer.result import EpochMetrics, Record
 from trainer.store import Store
@@ -26,7 +26,7 @@ class LogBuffer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line."""
-        self.lines.append(self.format(record))
+        self.lines.append(encodable(self.format(record)))
 
     @property
     def tail(self) -> list[str]:
@@ -72,8 +72,10 @@ class Recorder:
         self.is_checkpoint_in_flight = True
 
         def write() -> None:
-            self.checkpoints.write(progress, state, best, best_metrics)
-            self.is_checkpoint_in_flight = False
+            try:
+                self.checkpoints.write(progress, state, best, best_metrics)
+            finally:
+                self.is_checkpoint_in_flight = False
 
         self._submit(write)
 

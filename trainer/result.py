@@ -14,7 +14,7 @@ class Record(BaseModel):
     """Base of what is stored: immutable; keys that a newer version added are passed over."""
 
     # a run that is about to diverge is stored with the NaN that it has: JSON's null would not read back
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants", defer_build=True)
 
 
 Stored = TypeVar("Stored", bound=BaseModel)

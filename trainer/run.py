@@ -8,9 +8,10 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -21,14 +22,17 @@ import torch
 
 from trainer import numerics as numerics_of
 from trainer.augment import weights_seed
-from trainer.checkpoint import to_device
-from trainer.data import Cache, Loader, Part, open_part
+from trainer.cache import Cache
+from trainer.checkpoint import Checkpoint, Snapshot
+from trainer.data import Loader
 from trainer.dataset import DatasetIndex, PartName, load_index
 from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
+from trainer.identity import write_spec
 from trainer.lease import Lease
 from trainer.machine import available_threads
 from trainer.model import Network, build_network
 from trainer.optim import build_optimizer
+from trainer.part import Part, open_part
 from trainer.recorder import LogBuffer, Recorder
 from trainer.result import EpochMetrics, Numerics, Provenance, Result, ResumedFrom, Stored, TestResult, parse_record
 from trainer.spec import AugmentationSpec, Recipe, RunSpec
@@ -40,6 +44,9 @@ RECIPE = Recipe()
 """The recipe that this code is. A change that alters any run's numbers needs a new version."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
+
+Report = ResumedFrom | StepReport | EpochMetrics
+"""What an attempt tells of itself as it goes: where it goes on, how far it is, what each epoch came to."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ class Attempt:
     stop: StopSignal
     cache: Cache
     exact: bool  # whether to refuse a machine that cannot obey the run's numerics
-    report: Callable[[StepReport | EpochMetrics], None]
+    report: Callable[[Report], None]
     started: float = field(default_factory=time.monotonic)
 
 
@@ -69,6 +76,7 @@ def run_experiment(attempt: Attempt) -> Result:
     4. write the result, drop what is no longer needed
     """
     refuse_other_recipes(attempt.spec)
+    keep_spec(attempt)
     device = numerics_of.pick_device()
     settled = settle(attempt, device)
     while True:
@@ -83,10 +91,12 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
     spec = attempt.spec
     used = numerics_of.obeyed(settled, device, exact=attempt.exact)
     numerics_of.apply(used)
+    found = attempt.recorder.checkpoints.read()
+    tell_where_it_begins(attempt, found[0] if found else None)
     index = load_expected_index(spec, attempt.store)
     train, validation = open_images(attempt, index, "train"), open_images(attempt, index, "validation")
     state = new_state(attempt, device, used, index, train, validation)
-    resume(attempt, state)
+    resume(state, found)
     state.progress = state.progress.model_copy(update={"exact": state.progress.exact and used == settled})
     write_provenance(attempt, used, state)
     try:
@@ -95,13 +105,13 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
             attempt.recorder.record(metrics)
             attempt.lease.epoch, attempt.lease.validation_accuracy = metrics.epoch, metrics.validation_accuracy
             attempt.report(metrics)
-            if not attempt.recorder.is_checkpoint_in_flight:
+            if not (state.is_finished or attempt.recorder.is_checkpoint_in_flight):
                 save(state, attempt.recorder)
     except Stopped:
         if not attempt.lease.lost:
             save(state, attempt.recorder)
         raise
-    save(state, attempt.recorder)  # the last epochs' may have been passed over while another was in flight
+    save(state, attempt.recorder)
     attempt.recorder.finish()
     return write_result(attempt, state)
 
@@ -114,6 +124,12 @@ def refuse_other_recipes(spec: RunSpec) -> None:
             f"{RECIPE.version}",
             hint="use the image or the commit that the grid was planned with, or plan the grid again",
         )
+
+
+def keep_spec(attempt: Attempt) -> None:
+    """Put the spec into the store where it is not yet: a pod has it from its Job, a test finds it by the run's id."""
+    with suppress(Conflict):
+        attempt.store.create(f"runs/{attempt.run}/spec.yaml", write_spec(attempt.spec).encode())
 
 
 def settle(attempt: Attempt, device: torch.device) -> Numerics:
@@ -141,7 +157,8 @@ def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -
     Raises OutOfDeviceMemory when there is nothing left to halve, DeviceError when the run has fitted before.
     """
     hint = "set a smaller micro_batch in the grid, or ask for a device with more memory"
-    if attempt.recorder.checkpoints.current is not None or attempt.recorder.is_checkpoint_in_flight:
+    # in this order: what is in flight now is current once it no longer is
+    if attempt.recorder.is_checkpoint_in_flight or attempt.recorder.checkpoints.current is not None:
         raise DeviceError(f"device memory: the run fitted before and does not now: {error}", hint=hint) from error
     if settled.micro_batch == 1:
         raise OutOfDeviceMemory(f"device memory: too small even for one image at a time: {error}", hint=hint) from error
@@ -200,7 +217,9 @@ def first_network(spec: RunSpec, index: DatasetIndex, store: Store) -> Network:
 
 
 def place(network: Network, device: torch.device, numerics: Numerics) -> Network:
-    """The network moved to `device`, in the numerics' memory format."""
+    """The network moved to `device`, in the numerics' memory format and, where they say so, repeatable there."""
+    if device.type == "cuda" and numerics.deterministic:
+        numerics_of.make_repeatable(network.module)
     network.module.to(device).to(memory_format=memory_format_of(numerics))
     return network
 
@@ -216,27 +235,41 @@ def compiled(network: Network, numerics: Numerics) -> Callable[[torch.Tensor], t
     return torch.compile(forward) if numerics.compile else forward
 
 
-def resume(attempt: Attempt, state: TrainState) -> None:
+def tell_where_it_begins(attempt: Attempt, checkpoint: Checkpoint | None) -> None:
+    """Say, first of all in the attempt's log, where the run begins or goes on, and report the latter."""
+    attempt_name, epochs = attempt.lease.attempt, attempt.spec.epochs
+    if checkpoint is None:
+        log.info("attempt %s begins the run: %d epochs", attempt_name, epochs)
+        return
+    attempt.report(resumed_from(checkpoint))
+    log.info(
+        "attempt %s goes on in epoch %d of %d, after %d steps of it, from the checkpoint of attempt %s",
+        attempt_name,
+        min(checkpoint.progress.epoch + 1, epochs),
+        epochs,
+        checkpoint.progress.step_in_epoch,
+        checkpoint.attempt,
+    )
+
+
+def resumed_from(checkpoint: Checkpoint) -> ResumedFrom:
+    """The checkpoint as the attempt that goes on from it remembers it."""
+    progress = checkpoint.progress
+    return ResumedFrom(
+        attempt=checkpoint.attempt, sequence=checkpoint.sequence, epoch=progress.epoch, step=progress.step
+    )
+
+
+def resume(state: TrainState, found: tuple[Checkpoint, Snapshot, Snapshot | None] | None) -> None:
     """Take the run up from its newest whole checkpoint; without one it begins."""
-    found = attempt.recorder.checkpoints.read()
     if found is None:
         state.first = state.capture()
         return
     checkpoint, saved, best = found
-    device = state.train.device
-    state.progress, state.best_metrics = checkpoint.progress, checkpoint.best_metrics
-    current = to_device(saved, device)
+    state.progress, state.best, state.best_metrics = checkpoint.progress, best, checkpoint.best_metrics
     if best is None:
         state.first = state.capture()  # a restart before any best epoch needs the first weights
-    else:
-        state.best = current if best is saved else to_device(best, device)
-    state.restore(current)
-    log.info(
-        "resumed at epoch %d, step %d of attempt %s",
-        checkpoint.progress.epoch + 1,
-        checkpoint.progress.step_in_epoch,
-        checkpoint.attempt,
-    )
+    state.restore(saved)
 
 
 def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) -> None:
@@ -250,10 +283,7 @@ def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) ->
         numerics=numerics,
         versions=package_versions(),
         commit=code_commit(),
-        resumed_from=found
-        and ResumedFrom(
-            attempt=found.attempt, sequence=found.sequence, epoch=found.progress.epoch, step=found.progress.step
-        ),
+        resumed_from=found and resumed_from(found),
     )
     attempt.recorder.write("provenance.json", provenance)
     log.info(
@@ -274,6 +304,7 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+@cache
 def code_commit() -> str | None:
     """Commit of this code: what the image was built from (GRID_COMMIT), or the checkout's; `+` marks local changes."""
     if "GRID_COMMIT" in os.environ:
@@ -346,7 +377,11 @@ def test_experiment(attempt: Attempt) -> TestResult:
     except NotFound as error:
         raise DataError(f"--test: run {run} has no result", hint="train it first: leave --test out") from error
     if result.best_weights is None:
-        raise DataError(f"--test: run {run} kept no weights", hint="set checkpoint.keep to best and train it anew")
+        raise DataError(
+            f"--test: run {run} kept no weights: its checkpoint.keep was none",
+            hint=f"set checkpoint.keep to best, delete results/{run}.json and train it again: to the same numbers, on "
+            "equal numerics",
+        )
     refuse_other_recipes(spec)
     device = numerics_of.pick_device()
     used = numerics_of.obeyed(result.numerics, device, exact=attempt.exact)
@@ -356,13 +391,12 @@ def test_experiment(attempt: Attempt) -> TestResult:
     network = first_network(
         spec.model_copy(update={"model": spec.model.model_copy(update={"weights": None})}), index, store
     )
-    weights = attempt.recorder.checkpoints.read_blob(result.best_weights)
-    network.module.load_state_dict(weights)
+    network.module.load_state_dict(attempt.recorder.checkpoints.read_blob(result.best_weights).tensors)
     place(network, device, used)
     loader = Loader(part, spec.data, AugmentationSpec(), device, memory_format_of(used))
     scores, logits_NK = evaluate(compiled(network, used), network, used, loader, attempt.stop)
     predictions = f"runs/{run}/test/predictions.npz"
-    store.put(predictions, _npz(index=part.indices_N, label=part.labels_N.numpy(), logits=logits_NK.numpy()))
+    store.put(predictions, _npz(index=part.indices_N, label=part.labels_N, logits=logits_NK.numpy()))
     tested = TestResult(
         run=run,
         test_loss=scores.loss,
@@ -398,7 +432,7 @@ def open_attempt(
     log_buffer: LogBuffer,
     *,
     exact: bool,
-    report: Callable[[StepReport | EpochMetrics], None],
+    report: Callable[[Report], None],
     started: float,
 ) -> Iterator[Attempt]:
     """An attempt that holds the run's lease; in the end its log is in the store and the lease is free."""

@@ -68,7 +68,7 @@ class Listing:
             self.bad.append((repr(name.encode(errors="surrogateescape")), "its name is not UTF-8"))
             return None
         if "\n" in path:
-            self.bad.append((path, "its name has a line break"))
+            self.bad.append((repr(path), "its name has a line break"))
             return None
         for depth, part in enumerate(parts, start=1):
             if part.startswith(".") or part in LITTER:
@@ -324,7 +324,8 @@ def _member_path(name: str, size: int, fault: str | None, listing: Listing) -> s
     else:
         fault = f"hostile archive member: {fault}"
     if fault is not None:
-        listing.bad.append((name.encode(errors="backslashreplace").decode(), fault))
+        shown = name if name.isprintable() else repr(name)
+        listing.bad.append((shown.encode(errors="backslashreplace").decode(), fault))
         return None
     return listing.place(name) or None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,16 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scalar = bool | int | float | str
 
+
+def below_weights(name: str) -> str:
+    """`name` itself. Raises ValueError unless it names a file below the store's weights/."""
+    if not all(part and part.isprintable() and not part.startswith(".") for part in name.split("/")):
+        raise ValueError("expected a file below the store's weights/, such as alexnet-owt-7be5be79.pth")
+    return name
+
+
+WeightsFile = Annotated[str, AfterValidator(below_weights)]
+
 ValidationMetric = Literal[
     "validation_loss", "validation_accuracy", "validation_balanced_accuracy", "validation_top5_accuracy"
 ]
@@ -33,7 +44,8 @@ def lower_is_better(metric: str) -> bool:
 class Frozen(BaseModel):
     """Base of all spec models: immutable, unknown keys refused, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    # built when first needed: most commands need few of the models, and building all of them takes longer than `plan`
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Neutral:
@@ -115,7 +127,7 @@ class ModelSpec(Frozen):
     source_hash: Sha256 | None = Field(
         default=None, description="hash of a factory's source; filled in when a grid expands"
     )
-    weights: Annotated[str | None, NoIdentity()] = Field(
+    weights: Annotated[WeightsFile | None, NoIdentity()] = Field(
         default=None, description="file in the store's weights/ to start from; null draws them from the seed"
     )
     weights_fingerprint: Sha256 | None = Field(

@@ -92,9 +92,9 @@ class TrainState:
 
     def restore(self, state: Snapshot, *, optimizer: str = "restore") -> None:
         """Put back what `capture` gave; the optimiser's state with it (`restore`), not (`keep`), or empty (`reset`)."""
-        self.network.module.load_state_dict(state.model)
+        self.network.module.load_state_dict(state.model.tensors)
         if optimizer != "keep":
-            load_optimizer_tensors(self.optimizer, state.optimizer if optimizer == "restore" else {})
+            load_optimizer_tensors(self.optimizer, state.optimizer.tensors if optimizer == "restore" else {})
 
     def advance(self, **changes: float) -> None:
         """Change the progress, and bring its clock and memory up to date."""
@@ -251,7 +251,7 @@ def evaluate(
             collected.append(forward(model, numerics, images_BCHW))
             stop.check()
     logits_NK = torch.cat(collected).cpu()
-    return score(logits_NK, loader.part.labels_N), logits_NK
+    return score(logits_NK, torch.from_numpy(loader.part.labels_N)), logits_NK
 
 
 def score(logits_NK: Tensor, labels_N: Tensor) -> Scores:
@@ -351,9 +351,18 @@ def _is_better(scores: Scores, best: EpochMetrics | None, metric: str) -> bool:
 
 def save(state: TrainState, recorder: Recorder) -> None:
     """Hand the state to the recorder, which writes it beside the next steps."""
-    # right after a best epoch the state is the best snapshot itself: one copy, written once
-    is_best = state.best_metrics is not None and (
-        (state.progress.epoch, state.progress.step_in_epoch) == (state.best_metrics.epoch, 0)
-    )
-    current = state.best if is_best and state.best is not None else state.capture()
-    recorder.checkpoint(state.progress, current, state.best, state.best_metrics)
+    best = state.best if _is_best(state) or _is_over(state) else None
+    recorder.checkpoint(state.progress, best or state.capture(), state.best, state.best_metrics)
+
+
+def _is_best(state: TrainState) -> bool:
+    """Whether the state is the best snapshot itself, right after it was taken or put back: one copy, written once."""
+    progress, best = state.progress, state.best_metrics
+    if best is None or progress.step_in_epoch > 0:
+        return False
+    return progress.epoch == best.epoch or (progress.since_best == 0 and state.spec.best.optimizer == "restore")
+
+
+def _is_over(state: TrainState) -> bool:
+    """Whether no step follows and nobody asked to keep the last state: then the best one is all there is to write."""
+    return state.is_finished and state.spec.checkpoint.keep != "all"

@@ -55,6 +55,11 @@ def read_tree(listing: Listing, *, root: str | None, exclude: Sequence[str], has
     folders = (folder.removeprefix(top) for folder in listing.folders if folder.startswith(top))
     names = {_class_of(path, depth) for path in inside}
     names |= {_class_of(folder, depth) for folder in folders if folder.count("/") == depth and _counts(folder, depth)}
+    if has_part_folders and not names:
+        raise DataError(
+            f"split folders: no folders train/ and test/ in {listing.origin}, expected them with class folders in each",
+            hint=f"{_inside(listing, top)}; choose another --split, or name the folder that holds train/ with --root",
+        )
     _check_names(names, exclude, listing, top)
     classes = tuple(sorted(names - set(exclude), key=order))
     by_name = {name: label for label, name in enumerate(classes)}

@@ -16,11 +16,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+from trainer.store import Store
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
 BUCKET = "grid-bucket"
+SMALL_PARTS: dict[str, Any] = {"threshold_bytes": 5 << 20, "part_bytes": 5 << 20}  # 5 MiB is the least S3 takes
+
+
+def pattern(size: int) -> bytes:
+    """Bytes in which no two stretches are alike, so that a lost or doubled part shows."""
+    return b"".join(number.to_bytes(8, "big") for number in range(size // 8 + 1))[:size]
+
+
+def keys_of(store: Store, prefix: str = "") -> list[str]:
+    """The keys of a listing, in its order."""
+    return [entry.key for entry in store.list(prefix)]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from images import encoded, pixels, png_of_size
 from PIL import Image, features
 
-from trainer.decode import decode, inspect
+from trainer.decode import decode, decode_image, inspect
 from trainer.failure import DataError
 
 RGB = pixels(0)
@@ -132,14 +133,51 @@ def test_a_truncated_image_is_refused(form: str) -> None:
         (b"<html>no</html>", r"not an image, or its header is broken: starts with b'<html>no'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (b"\xff\xd8\xff\xe0\x00", "not an image, or its header is broken"),
-        (png_of_size(10_000, 10_000), r"decompression bomb: .*100000000 pixels.*, expected at most 89478485 pixels"),
-        (png_of_size(60_000, 60_000), r"decompression bomb: .*3600000000 pixels.*, expected at most 89478485 pixels"),
+        (png_of_size(10_000, 10_000), "decompression bomb: 100000000 pixels, expected at most 89478485 pixels"),
+        (png_of_size(60_000, 60_000), "decompression bomb: 3600000000 pixels, expected at most 89478485 pixels"),
     ],
     ids=["empty", "no image", "EPS, a program", "a bare header", "a bomb", "a large bomb"],
 )
 def test_what_is_no_image_is_refused_with_the_reason(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": 0, "restart_marker_rows": 1}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+    ids=["plain", "progressive", "with restarts", "grey", "CMYK"],
+)
+def test_a_damaged_jpeg_is_accepted_exactly_if_it_decodes(mode: str, options: dict[str, object]) -> None:
+    """`inspect` makes few of a JPEG's pixels, and must find no other faults for that."""
+
+    def verdict(found: Callable[[bytes], object], data: bytes) -> object:
+        try:
+            return found(data)
+        except DataError as error:
+            return error.message
+
+    whole = encoded(Image.fromarray(pixels(5, 41, 58) // 3).convert(mode), "JPEG", **options)
+    random = np.random.default_rng(0)
+    verdicts = []
+    for number in range(300):
+        data = bytearray(whole)
+        at = int(random.integers(len(data)))
+        if number % 3 == 0:
+            del data[at:]
+        elif number % 3 == 1:
+            data[at] = random.integers(256)
+        else:
+            del data[at : at + int(random.integers(1, 20))]
+        verdicts.append(verdict(lambda data: decode_image(data).size, bytes(data)))
+        assert verdict(lambda data: inspect(data)[:2], bytes(data)) == verdicts[-1]
+    assert len(set(verdicts)) > 3  # some decode, others do not, for several reasons
 
 
 def test_a_damaged_exif_block_is_an_error_and_not_a_guess() -> None:

@@ -13,7 +13,7 @@ from trainer.document import Document, read_document, validate
 from trainer.failure import SpecError
 from trainer.identity import (
     Identifier,
-    canonical,
+    canonical_json,
     factory_source_hash,
     read_spec,
     run_hash,
@@ -152,8 +152,29 @@ def test_a_later_field_is_left_out_at_its_neutral_value() -> None:
         ema: Annotated[float, Neutral(0)] = 0.5
         label: Annotated[str, NoIdentity()] = ""
 
-    assert canonical(New(lr=0.1, ema=0)) == canonical(Old(lr=0.1)) == {"lr": 0.1}
-    assert canonical(New(lr=0.1)) == {"lr": 0.1, "ema": 0.5}
+    assert canonical_json(New(lr=0.1, ema=0)) == canonical_json(Old(lr=0.1)) == '{"lr":0.1}'
+    assert canonical_json(New(lr=0.1)) == '{"ema":0.5,"lr":0.1}'
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats().filter(lambda number: not number.is_integer()) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_the_canonical_text_is_what_pythons_own_json_writes(value: Any) -> None:
+    assert canonical_json(value) == json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.0, "1"), (-0.0, "0"), (1e21, "1000000000000000000000"), (0.1, "0.1"), (1e-7, "1e-07"), (True, "true")],
+    ids=str,
+)
+def test_a_number_has_one_text_however_it_is_spelt(number: float, text: str) -> None:
+    assert canonical_json(number) == text
 
 
 @settings(deadline=None)

@@ -60,7 +60,7 @@ def test_importing_the_same_again_changes_nothing_and_says_so(tmp_path: Path, st
     first = imported(tmp_path / "tree", ANIMALS, store)
     before = list(store.list("datasets/"))
     second = import_dataset(tmp_path / "tree", "animals", store, shard_bytes=8 << 10)
-    assert (first.state, second.state) == ("new", "unchanged")
+    assert (first.outcome, second.outcome) == ("new", "unchanged")
     assert second.index == first.index
     assert list(store.list("datasets/")) == before
 
@@ -83,7 +83,7 @@ def test_other_images_under_a_taken_name_are_refused_and_leave_no_trace(tmp_path
 def test_replacing_leaves_only_the_new_shards(tmp_path: Path, store: FileStore) -> None:
     imported(tmp_path / "tree", ANIMALS, store)
     second = imported(tmp_path / "other", ANIMALS | {"ant/new.png": encoded(1)}, store, replace=True)
-    assert second.state == "replaced"
+    assert second.outcome == "replaced"
     assert load_index(store, "animals") == second.index
     assert {key.split("/")[-1] for key in content(store)} == {"index.json", *(s.name for s in second.index.shards)}
 
@@ -92,7 +92,8 @@ def test_a_lost_shard_is_put_back_by_importing_again(tmp_path: Path, store: File
     first = imported(tmp_path / "tree", ANIMALS, store)
     before = content(store)
     store.delete(first.index.shard_key(0))
-    assert import_dataset(tmp_path / "tree", "animals", store).state == "unchanged"
+    again = import_dataset(tmp_path / "tree", "animals", store)
+    assert (again.outcome, again.num_mended) == ("mended", 1)
     assert content(store) == before
 
 
@@ -101,8 +102,16 @@ def test_a_damaged_shard_is_mended_by_replacing(tmp_path: Path, store: FileStore
     before = content(store)
     key = first.index.shard_key(0)
     store.put(key, bytes(len(before[key])))  # of the same size
-    assert import_dataset(tmp_path / "tree", "animals", store, replace=True).state == "replaced"
+    again = import_dataset(tmp_path / "tree", "animals", store, replace=True)
+    assert (again.outcome, again.num_mended) == ("mended", 1)
     assert content(store) == before
+
+
+def test_replacing_a_data_set_by_itself_changes_nothing(tmp_path: Path, store: FileStore) -> None:
+    imported(tmp_path / "tree", ANIMALS, store)
+    before = list(store.list("datasets/"))
+    assert import_dataset(tmp_path / "tree", "animals", store, replace=True).outcome == "unchanged"
+    assert list(store.list("datasets/")) == before
 
 
 def test_a_damaged_index_is_replaced_only_on_request(tmp_path: Path, store: FileStore) -> None:
@@ -110,7 +119,7 @@ def test_a_damaged_index_is_replaced_only_on_request(tmp_path: Path, store: File
     store.put("datasets/animals/index.json", b"{}")
     with pytest.raises(DataError, match="is not an index"):
         import_dataset(tree, "animals", store)
-    assert import_dataset(tree, "animals", store, replace=True).state == "replaced"
+    assert import_dataset(tree, "animals", store, replace=True).outcome == "replaced"
     assert load_index(store, "animals").num_images() == 33
 
 
@@ -154,7 +163,7 @@ def test_two_imports_of_one_name_do_not_run_at_once(tmp_path: Path, store: FileS
     with pytest.raises(DataError, match="data set 'animals': another process is importing it"):
         imported(tmp_path / "tree", ANIMALS, store)
     lock.release()
-    assert import_dataset(tmp_path / "tree", "animals", store).state == "new"
+    assert import_dataset(tmp_path / "tree", "animals", store).outcome == "new"
 
 
 def test_a_failed_import_leaves_the_shards_that_an_index_names(tmp_path: Path, store: FileStore) -> None:
@@ -281,8 +290,14 @@ def test_without_a_validation_folder_training_images_are_halved(tmp_path: Path, 
 
 
 def test_without_a_training_folder_the_split_by_folders_is_an_error(tmp_path: Path, store: FileStore) -> None:
-    with pytest.raises(DataError, match=r"split folders: no images in a folder train/|no class folders"):
+    with pytest.raises(DataError, match=r"split folders: no images in a folder train/"):
         imported(tmp_path / "tree", {"test/ant/1.png": encoded(1)}, store, split="folders")
+
+
+def test_a_tree_without_part_folders_is_told_what_they_are_and_what_there_is(tmp_path: Path, store: FileStore) -> None:
+    with pytest.raises(DataError, match=r"split folders: no folders train/ and test/ in .*tree, expected") as caught:
+        imported(tmp_path / "tree", ANIMALS, store, split="folders")
+    assert "hint: there is Bee, ant, cat, dog; choose another --split" in str(caught.value)
 
 
 # The tree
@@ -327,7 +342,7 @@ def test_what_file_managers_leave_behind_is_passed_over_and_told(tmp_path: Path,
         ({"cat/1.png": b""}, {"exclude": ["cta"]}, "exclude: no class folder 'cta'", "the nearest is 'cat'"),
         ({"cat/1.png": b""}, {"exclude": ["cat"]}, "every class is excluded: cat", "--exclude"),
         ({"cat/1.png": b""}, {"root": "dog"}, "no folder 'dog' for a root", "there is cat"),
-        ({"cat/1.png": encoded(1), "dog/": b""}, {}, "no image left in class dog", "--exclude"),
+        ({"cat/1.png": encoded(1), "dog/": b""}, {}, "class dog: its folder has no file", "--exclude"),
     ],
     ids=[
         "no folders", "a nested archive as a class", "a nested archive", "classes that differ by case",
@@ -416,7 +431,7 @@ def test_skipping_moves_no_other_image_to_another_part(tmp_path: Path, store: Fi
 
 
 def test_a_class_of_bad_files_alone_is_an_error_even_when_they_are_skipped(tmp_path: Path, store: FileStore) -> None:
-    with pytest.raises(DataError, match="no image left in class eel"):
+    with pytest.raises(DataError, match="cannot import: class eel: no image left"):
         imported(tmp_path / "tree", ANIMALS | {"eel/1.png": b""}, store, on_bad="skip")
 
 
@@ -427,7 +442,7 @@ def test_a_class_of_bad_files_alone_is_an_error_even_when_they_are_skipped(tmp_p
         (lambda path: path.symlink_to(path.parent.parent), "a link to a folder that holds it"),
         (os.mkfifo, "neither a file nor a folder"),
         (lambda path: path.with_name("b\xff.png".encode("latin-1").decode(errors="surrogateescape")).touch(), "UTF-8"),
-        (lambda path: path.with_name("a\nb.png").touch(), "its name has a line break"),
+        (lambda path: path.with_name("a\nb.png").touch(), r"'cat/a\\nb.png': its name has a line break"),
     ],
     ids=["a dead link", "a link that goes round", "a pipe", "a name that is no UTF-8", "a name of two lines"],
 )
@@ -480,7 +495,12 @@ def test_copies_are_counted_and_told_when_they_cross_parts_or_classes(tmp_path: 
     index = imported(tmp_path / "tree", files, store, split="every-third").index
     assert index.notes[0] == "2 images are copies, byte for byte, of others"
     assert any(note.startswith("the same image in more than one part: 1: ") for note in index.notes)
-    assert any("in more than one class: 1: a/02.png (0) and b/02.png (1)" in note for note in index.notes)
+    assert any("in more than one class: 1: a/02.png (a) and b/02.png (b)" in note for note in index.notes)
+
+
+def test_a_data_set_of_one_class_is_told(tmp_path: Path, store: FileStore) -> None:
+    index = imported(tmp_path / "tree", some_images({"ant": 6}), store).index
+    assert index.notes == ("there is one class only, ant: nothing to tell apart",)
 
 
 def test_odd_but_readable_images_are_kept_as_they_are(tmp_path: Path, store: FileStore) -> None:

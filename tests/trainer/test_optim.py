@@ -8,6 +8,7 @@ from torch import nn
 
 from trainer.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from trainer.spec import AdamWSpec, ExperimentSpec, SgdSpec
+from trainer.tensors import copied
 
 
 def experiment(**values: object) -> ExperimentSpec:
@@ -45,22 +46,24 @@ def test_every_restart_lowers_the_rate() -> None:
     assert learning_rate(spec, 0, 0, 1, 2) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("spec", [SgdSpec(lr=0.1), AdamWSpec(name="adamw", lr=0.1)], ids=["sgd", "adamw"])
-def test_a_stored_optimiser_goes_on_as_if_never_stored(spec: SgdSpec | AdamWSpec) -> None:
+def test_a_stored_optimiser_goes_on_as_if_never_stored(spec: SgdSpec | AdamWSpec, device: str) -> None:
     torch.manual_seed(0)
-    straight, stored = (nn.Linear(3, 2) for _ in range(2))
+    straight, stored = (nn.Linear(3, 2).to(device) for _ in range(2))
     stored.load_state_dict(straight.state_dict())
     first, second = (build_optimizer(spec, list(module.parameters())) for module in (straight, stored))
-    batch = torch.randn(4, 3)
+    batch = torch.randn(4, 3, device=device)
     for number in range(4):
         if number == 2:
-            tensors = {name: value.clone() for name, value in optimizer_tensors(second).items()}
+            file = copied(optimizer_tensors(second))
             second = build_optimizer(spec, list(stored.parameters()))
-            load_optimizer_tensors(second, tensors)
+            load_optimizer_tensors(second, file.tensors)
         for module, optimizer in ((straight, first), (stored, second)):
             optimizer.zero_grad()
             module(batch).square().sum().backward()
             optimizer.step()
+    assert {value.device.type for value in optimizer_tensors(second).values()} == {device}
     assert torch.equal(straight.weight, stored.weight)
     assert torch.equal(straight.bias, stored.bias)
 

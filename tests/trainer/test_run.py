@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from stores import BUCKET, FlakyServer
 
 from controller.knowledge import read_metrics
 from trainer.__main__ import main
+from trainer.cache import Cache
 from trainer.checkpoint import Checkpoint
-from trainer.data import Cache, open_part
 from trainer.dataset import PARTS, DatasetIndex
 from trainer.failure import ExitCode, Failure
 from trainer.identity import run_id, write_spec
 from trainer.lease import run_lock
+from trainer.part import open_part
 from trainer.result import PASSING, Result, TestResult
 from trainer.stop import StopSignal
 from trainer.store import FileStore
@@ -399,6 +401,17 @@ def test_a_spec_that_was_edited_is_refused(data: tuple[FileStore, DatasetIndex],
     assert main([str(tmp_path / "spec.yaml"), "--store", store.uri], stop=StopSignal()) == ExitCode.SPEC
 
 
+def test_a_run_from_a_spec_file_is_found_by_its_id_afterwards(
+    data: tuple[FileStore, DatasetIndex], tmp_path: Path
+) -> None:
+    store, index = data
+    spec = tiny_run(index, epochs=1)
+    (tmp_path / "spec.yaml").write_text(write_spec(spec))
+    assert main([str(tmp_path / "spec.yaml"), "--store", store.uri], stop=StopSignal()) == ExitCode.OK
+    assert store.get(f"runs/{run_id(spec)}/spec.yaml").decode() == write_spec(spec)
+    assert train(store, run_id(spec), "--test") == ExitCode.OK
+
+
 def test_a_spec_that_is_nowhere_is_told(data: tuple[FileStore, DatasetIndex]) -> None:
     store, _ = data
     assert train(store, "alexnet-000000000000") == ExitCode.SPEC
@@ -412,3 +425,93 @@ def test_other_seeds_give_other_numbers(data: tuple[FileStore, DatasetIndex]) ->
     first, second = (result_of(store, run) for run in runs)
     assert first.validation_loss != second.validation_loss
     assert run_id(tiny_run(index, seed=1)) == runs[1]
+
+
+def put_hungry(store: FileStore, index: DatasetIndex, **arguments: int) -> str:
+    return put_run(store, index, model={"architecture": "networks:hungry", "arguments": arguments})
+
+
+def test_too_little_device_memory_halves_the_micro_batch_until_it_fits(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run, roomy = put_hungry(store, index, largest=4), put_hungry(store, index, largest=10)
+    for each in (run, roomy):
+        assert train(store, each) == ExitCode.OK
+    result = result_of(store, run)
+    assert result.numerics.micro_batch == 3  # of 10, then 5
+    assert result.exact
+    assert json.loads(store.get(f"runs/{run}/numerics.json"))["micro_batch"] == 3
+    assert [row.epoch for row in read_metrics(store, run)] == [1, 2, 3]
+    assert result.validation_loss == pytest.approx(result_of(store, roomy).validation_loss, rel=1e-4)
+
+
+def test_device_memory_for_not_even_one_image_fails_for_good(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run = put_hungry(store, index, largest=0)
+    assert train(store, run) == ExitCode.TRAINING
+    failure = failure_of(store, run)
+    assert (failure.reason, failure.during) == ("out-of-device-memory", "train")
+    assert "no memory for 1 images" in failure.message
+    assert "micro_batch" in str(failure.hint)
+
+
+def test_device_memory_that_sufficed_before_is_the_devices_fault(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run = put_hungry(store, index, largest=10, num_passes=8)  # an epoch has 6: each attempt comes one further
+    assert [train(store, run) for _ in range(3)] == [ExitCode.DEVICE, ExitCode.DEVICE, ExitCode.OK]
+    assert result_of(store, run).numerics.micro_batch == 10
+    assert result_of(store, run).attempts == 3
+    failures = [
+        Failure.model_validate_json(store.get(entry.key))
+        for entry in store.list(f"runs/{run}/attempts/")
+        if entry.key.endswith("failure.json")
+    ]
+    assert all("the run fitted before and does not now" in failure.message for failure in failures)
+
+
+def test_a_run_that_kept_no_weights_cannot_be_tested_and_says_what_to_do(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run = put_run(store, index, checkpoint={"keep": "none"})
+    assert train(store, run) == ExitCode.OK
+    assert not list(store.list(f"runs/{run}/blobs/"))
+    assert train(store, run, "--test") == ExitCode.DATA
+    failure = failure_of(store, run)
+    assert failure.during == "test"
+    assert "kept no weights: its checkpoint.keep was none" in failure.message
+    before = lasting(result_of(store, run))
+    store.delete(f"results/{run}.json")  # what the hint says
+    assert f"delete results/{run}.json" in str(failure.hint)
+    assert put_run(store, index, checkpoint={"keep": "best"}) == run
+    assert [train(store, run), train(store, run, "--test")] == [ExitCode.OK, ExitCode.OK]
+    after = lasting(result_of(store, run))
+    assert {**after, "spec": None, "best_weights": None} == {**before, "spec": None, "best_weights": None}
+
+
+def log_of(store: FileStore, run: str, attempt: int) -> list[str]:
+    (key,) = [e.key for e in store.list(f"runs/{run}/attempts/{attempt:04d}-") if e.key.endswith("log.txt")]
+    return store.get(key).decode().splitlines()
+
+
+def test_an_attempt_says_first_of_all_where_the_run_begins_or_goes_on(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    run = put_run(store, index)
+    events: list[dict[str, Any]] = []
+    for stop in (StopAfter(12), StopSignal()):
+        main([run, "--store", store.uri], emit=events.append, stop=stop)
+    first, second = (log_of(store, run, number)[0] for number in (1, 2))
+    assert re.fullmatch(r".* INFO attempt 0001-\w+ begins the run: 3 epochs", first)
+    goes_on = r".* INFO attempt 0002-\w+ goes on in epoch 2 of 3, after \d steps of it, "
+    assert re.fullmatch(goes_on + r"from the checkpoint of attempt 0001-\w+", second)
+    (resumed,) = [event for event in events if event["event"] == "resumed"]
+    assert resumed["epoch"] == 1
+    assert resumed["attempt"].startswith("0001-")
+    assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3]
+
+
+def test_a_network_that_cannot_be_computed_twice_alike_says_what_to_set(data: tuple[FileStore, DatasetIndex]) -> None:
+    store, index = data
+    model = {"architecture": "networks:fragile", "arguments": {"how": "by chance"}}
+    run = put_run(store, index, model=model)
+    assert train(store, run) == ExitCode.SPEC
+    assert failure_of(store, run).message.startswith("deterministic: ")
+    assert "deterministic: false" in str(failure_of(store, run).hint)
+    assert train(store, put_run(store, index, model=model, deterministic=False)) == ExitCode.OK

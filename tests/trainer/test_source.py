@@ -213,7 +213,7 @@ def test_utf_8_in_a_zip_is_read_with_and_without_its_flag(tmp_path: Path, store:
 
 
 def test_an_empty_class_folder_of_an_archive_is_seen(tmp_path: Path, store: FileStore) -> None:
-    with pytest.raises(DataError, match="no image left in class cat"):
+    with pytest.raises(DataError, match="class cat: its folder has no file"):
         imported(tmp_path / "a.zip", zip_of(FILES | {"set/cat/": b""}), store)
 
 

@@ -11,13 +11,21 @@ from pictures import import_pictures, tiny_run
 from torch import nn
 
 from trainer import numerics as numerics_of
-from trainer.data import Cache, Loader, open_part
+from trainer.cache import Cache
+from trainer.checkpoint import Progress
+from trainer.data import Loader
+from trainer.failure import Stopped
 from trainer.identity import factory_source_hash
+from trainer.lease import Lease
 from trainer.optim import build_optimizer
+from trainer.part import open_part
+from trainer.recorder import LogBuffer, Recorder
+from trainer.result import EpochMetrics
 from trainer.run import compiled, first_network, memory_format_of, place
 from trainer.spec import AugmentationSpec, RunSpec
+from trainer.stop import StopSignal
 from trainer.store import FileStore
-from trainer.train import TrainState, forward, optimizer_step, score
+from trainer.train import TrainState, forward, optimizer_step, save, score
 
 CPU = torch.device("cpu")
 
@@ -115,3 +123,65 @@ def test_a_spec_of_another_batch_size_has_steps_to_match(store: FileStore, tmp_p
     state = state_of(store, tmp_path)
     assert isinstance(state.spec, RunSpec)
     assert state.num_steps == math.ceil(len(state.train.part) / 10)
+
+
+def metrics_of(epoch: int) -> EpochMetrics:
+    """An epoch's metrics, of any values."""
+    return EpochMetrics.model_construct(epoch=epoch, validation_loss=1.0)
+
+
+@pytest.mark.parametrize(
+    ("best_epoch", "progress", "spec", "is_written_once"),
+    [
+        (3, {"epoch": 3}, {}, True),
+        (1, {"epoch": 3, "since_best": 0}, {}, True),
+        (1, {"epoch": 3, "since_best": 0}, {"best": {"optimizer": "keep"}}, False),
+        (2, {"epoch": 3, "since_best": 1}, {}, False),
+        (3, {"epoch": 3, "step_in_epoch": 2}, {}, False),
+        (2, {"epoch": 9, "since_best": 7}, {}, True),
+        (2, {"epoch": 9, "since_best": 7}, {"checkpoint": {"keep": "all"}}, False),
+    ],
+    ids=[
+        "right after the best epoch",
+        "back at the best",
+        "back at the best but for the optimiser",
+        "an epoch after the best",
+        "in the middle of an epoch",
+        "at the end",
+        "at the end, all being kept",
+    ],
+)
+def test_a_state_that_is_the_best_one_is_written_once(
+    tmp_path: Path, best_epoch: int, progress: dict[str, int], spec: dict[str, object], is_written_once: bool
+) -> None:
+    store = FileStore(tmp_path / "store")
+    state = state_of(store, tmp_path, model=model_of("plain"), epochs=9, **spec)
+    state.best, state.best_metrics = state.capture(), metrics_of(best_epoch)
+    state.progress = Progress(step=7, **progress)
+    lease = Lease(store, "run", StopSignal())
+    lease.acquire()
+    recorder = Recorder(store, "run", lease, LogBuffer())
+    recorder.start()
+    save(state, recorder)
+    recorder.finish()
+    lease.release()
+    written = recorder.checkpoints.current
+    assert written is not None
+    assert (written.state == written.best) == is_written_once
+    assert len(list(store.list("runs/run/blobs/"))) == (2 if is_written_once else 4)
+    assert not recorder.is_checkpoint_in_flight
+
+
+def test_a_checkpoint_that_cannot_be_written_is_in_flight_no_more(file_store: FileStore, tmp_path: Path) -> None:
+    state = state_of(file_store, tmp_path, model=model_of("plain"))
+    lease = Lease(file_store, "run", StopSignal())
+    lease.acquire()
+    recorder = Recorder(file_store, "run", lease, LogBuffer())
+    recorder.start()
+    file_store.put("runs/run/checkpoint.json", b"another attempt's")
+    save(state, recorder)
+    with pytest.raises(Stopped, match="another attempt wrote its checkpoint meanwhile"):
+        recorder.finish()
+    lease.release()
+    assert lease.lost
+    assert not recorder.is_checkpoint_in_flight

@@ -1,15 +1,12 @@
-"""Where data, weights, checkpoints and results live: one interface over a folder and S3-compatible storage."""
+"""A store in an S3 bucket; the only module that knows boto3, and it loads it with the first such store."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
 import os
 import random
 import re
-import shutil
 import socket
 import threading
 import time
@@ -17,14 +14,15 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from trainer.failure import SpecError, StoreError
 from trainer.machine import cache_folder
+from trainer.store.folder import file_errors
+from trainer.store.interface import KEY, MIB, Conflict, Entry, NotFound, Retry, check_key, check_prefix
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -32,438 +30,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 T = TypeVar("T")
-
-MIB = 1 << 20
-STORE_PATIENCE_SECONDS = 30 * 60.0  # a run, and who waits for runs, bears a store that does not answer for so long
-KEY_LIMIT = 900  # bytes; S3 allows 1,024 with the store's own prefix
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One object of a listing."""
-
-    key: str
-    size: int  # bytes
-    version: str  # changes whenever the content does: an ETag, or a file's time, size and inode
-    modified: float  # seconds since the epoch, by the store's clock
-
-
-@dataclass(frozen=True)
-class Retry:
-    """A request that failed in a way that can pass, and is sent again after `delay`."""
-
-    operation: str  # reading, writing, listing, deleting
-    key: str
-    kind: str  # throttled, server-error, connection, timeout, conflict
-    tries: int  # so far
-    delay: float  # seconds until the next one
-    error: str
-
-
-class NotFound(KeyError):
-    """There is no object under that key. What it means is the caller's to say."""
-
-
-class Conflict(Exception):
-    """A conditional write lost: the object exists already, or is no longer the version that was read."""
-
-
-class Store(Protocol):
-    """Objects under `/`-separated keys. Writes are atomic: a reader sees the old object, the new one, or none.
-
-    No part of a key starts with a dot: such names are the store's own. Every method may be called from any thread,
-    raises SpecError on a malformed key, StoreError at once on what cannot pass (no bucket, access denied, bad
-    endpoint), and StoreError after bounded retries on what can.
-    """
-
-    uri: str
-
-    def get(self, key: str) -> bytes:
-        """The object's content. Raises NotFound."""
-        ...
-
-    def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """The object's content and its version, for `replace`. Raises NotFound."""
-        ...
-
-    def get_many(self, keys: Iterable[str], workers: int = 16) -> Iterator[tuple[str, bytes]]:
-        """Each key with its object's content, in the order of `keys`, read ahead where that helps. Raises NotFound."""
-        ...
-
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """The object's content as a stream that is read once, front to back. Raises NotFound."""
-        ...
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write the object, whatever was there; large ones in parts."""
-        ...
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Write the object from a file, streaming; large ones in parts."""
-        ...
-
-    def create(self, key: str, data: bytes) -> None:
-        """Write the object unless one is there. Raises Conflict; where `is_conditional` is false, best effort."""
-        ...
-
-    def replace(self, key: str, data: bytes, version: str) -> str:
-        """Write over the version that was read and return the new version. Raises Conflict, NotFound as `create`."""
-        ...
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """All objects whose key starts with `prefix`, in key order, however many pages they fill."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Remove the object; none being there is no error."""
-        ...
-
-    def is_conditional(self) -> bool:
-        """Whether two writers can be kept apart by `create` and `replace`: asked of the server once, by trying."""
-        ...
-
-    def local_path(self, key: str) -> Path | None:
-        """The file that holds the object if there is one, so that it can be memory-mapped; none on a server."""
-        ...
-
-    def lock_path(self, name: str) -> Path:
-        """Where this host's processes can lock (flock) `name` of this store among themselves; its folder exists."""
-        ...
-
-
-def open_store(
-    uri: str, *, patience_seconds: float = 60, on_retry: Callable[[Retry], None] | None = None
-) -> FileStore | S3Store:
-    """The store at `file:///folder`, `file://./relative/folder` or `s3://bucket/prefix`; nothing is read yet.
-
-    `patience_seconds` bounds the retrying of one operation. `on_retry` is called before each wait, in whichever thread
-    waits; what it raises ends the operation.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme == "file" and rest.startswith(("/", "./", "../")):
-        return FileStore(Path(unquote(rest)))
-    if separator and scheme == "s3":
-        return S3Store(uri, patience_seconds=patience_seconds, on_retry=on_retry)
-    cures = {"file": f"for a folder below this one write file://./{rest}", "": f"for a folder write {_as_folder(uri)}"}
-    raise SpecError(
-        f"store: got {uri!r}, expected file:///folder, file://./folder or s3://bucket/prefix",
-        hint=cures.get(scheme if separator else "", "other servers are reached as s3:// with AWS_ENDPOINT_URL"),
-    )
-
-
-def _as_folder(path: str) -> str:
-    return f"file://{path if path.startswith(('/', './', '../')) else './' + path}"
-
-
-KEY_PART = r"(?!\.)[^/\x00-\x1f\x7f\ud800-\udfff]+"
-KEY = re.compile(f"{KEY_PART}(?:/{KEY_PART})*")
-
-
-def _check_key(key: str) -> str:
-    if KEY.fullmatch(key) is None or len(key.encode()) > KEY_LIMIT:
-        raise SpecError(
-            f"store key: got {key!r}, expected non-empty parts joined by '/', none starting with a dot, "
-            f"no control characters, at most {KEY_LIMIT} bytes"
-        )
-    return key
-
-
-def _check_prefix(prefix: str) -> tuple[str, str]:
-    """The folder of `prefix` without its slash, and what names in it must start with."""
-    folder, _, start = prefix.rpartition("/")
-    if folder:
-        _check_key(folder)
-    if start:
-        _check_key(start)
-    return folder, start
-
-
-# --- a folder ---------------------------------------------------------------------------------------------------------
-
-TEMPORARY = ".tmp-"
-LOCKS = ".locks"
-NUM_WRITE_LOCKS = 64  # keys share them by hash: held for microseconds, and no lock file per object is left
-
-ABSENT_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-FILE_CURES = {
-    errno.EACCES: "let this user read and write the folder, or choose another store",
-    errno.EPERM: "let this user read and write the folder, or choose another store",
-    errno.EROFS: "the file system is mounted read-only: mount it for writing, or choose another store",
-    errno.ENOSPC: "the disk is full: free some space (`grid gc` removes what no grid wants)",
-    errno.EDQUOT: "the disk quota is used up: free some space (`grid gc` removes what no grid wants)",
-    errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows",
-    errno.ENOTDIR: "a file lies where a folder of that name is needed: move it away",
-    errno.EISDIR: "a folder lies where the object is to be: move it away",
-    errno.ENAMETOOLONG: "a part of the name is longer than the file system allows",
-    errno.ENOLCK: "the file system does not lock files: mount it with locks (NFS 4), or choose another store",
-    errno.EMFILE: "too many files are open: raise `ulimit -n`",
-    errno.ESTALE: "the network file system lost the file: is its server up?",
-}
-
-
-@contextmanager
-def _file_errors(doing: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise _file_error(doing, path, error) from error
-
-
-def _file_error(doing: str, path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path}: {doing} failed: got {error.strerror or error}, expected a folder this process can use",
-        hint=FILE_CURES.get(error.errno or 0),
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _file_version(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
-
-
-class FileStore:
-    """A store in a folder. The folder is made by the first write; the one above it must exist.
-
-    Objects appear by rename or link, after their bytes have reached the disk; conditional writes hold among all
-    processes whose kernel shares flock (one host, or NFS 4).
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-        self.uri = self.root.as_uri()
-        with _file_errors("opening the store", self.root):
-            if not self.root.parent.is_dir():
-                raise StoreError(
-                    f"store {self.uri}: got no folder {self.root.parent}, expected one to keep the store in",
-                    hint=f"mkdir -p '{self.root.parent}', or mount what should be there",
-                )
-            if self.root.exists() and not self.root.is_dir():
-                raise StoreError(
-                    f"store {self.uri}: got a file, expected a folder", hint="name the folder that holds the store"
-                )
-
-    def _path(self, key: str) -> Path:
-        return self.root / _check_key(key)
-
-    def _read(self, key: str) -> tuple[bytes, os.stat_result]:
-        path = f"{self.root}/{_check_key(key)}"  # a pathlib path would take longer to make than the file to read
-        try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - for the same reason
-                return file.readall(), os.fstat(file.fileno())
-        except ABSENT_ERRORS:
-            raise NotFound(key) from None
-        except OSError as error:
-            raise _file_error("reading", Path(path), error) from error
-
-    def get(self, key: str) -> bytes:
-        """The object's content. Raises NotFound."""
-        return self._read(key)[0]
-
-    def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """The object's content and its version, for `replace`. Raises NotFound."""
-        data, status = self._read(key)
-        return data, _file_version(status)
-
-    def get_many(self, keys: Iterable[str], workers: int = 16) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - the protocol's
-        """Each key with its object's content, in the order of `keys`: a disk gains nothing by threads."""
-        return ((key, self.get(key)) for key in keys)
-
-    def open(self, key: str) -> io.BufferedReader:
-        """The object's content as a stream; it stays the content of this moment whatever is written later."""
-        path = self._path(key)
-        with _file_errors("reading", path):
-            try:
-                return path.open("rb")
-            except ABSENT_ERRORS:
-                raise NotFound(key) from None
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write the object, whatever was there."""
-        self._write(key, lambda file: _write_all(file, data), self._publish)
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Write the object from a file, streaming."""
-        with path.open("rb") as source:
-            self._write(key, lambda file: shutil.copyfileobj(source, file, MIB), self._publish)
-
-    def create(self, key: str, data: bytes) -> None:
-        """Write the object unless one is there. Raises Conflict."""
-
-        def publish(temporary: Path, target: Path) -> None:
-            try:
-                target.hardlink_to(temporary)
-            except FileExistsError:
-                raise Conflict(f"{key}: exists already") from None
-            except OSError as error:
-                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
-                    raise
-                # A file system without links: every writer of this store holds the same lock here.
-                if target.exists():
-                    raise Conflict(f"{key}: exists already") from None
-                temporary.replace(target)
-
-        self._write(key, lambda file: _write_all(file, data), publish)
-
-    def replace(self, key: str, data: bytes, version: str) -> str:
-        """Write over the version that was read and return the new version. Raises Conflict, NotFound."""
-
-        def publish(temporary: Path, target: Path) -> str:
-            try:
-                found = _file_version(target.stat())
-            except FileNotFoundError:
-                raise NotFound(key) from None
-            if found != version:
-                raise Conflict(f"{key}: got version {found}, expected {version}")
-            return self._publish(temporary, target)
-
-        return self._write(key, lambda file: _write_all(file, data), publish)
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """All objects whose key starts with `prefix`, in key order; a folder that is not there holds none."""
-        folder, start = _check_prefix(prefix)
-        return self._walk(self.root / folder, f"{folder}/" if folder else "", start)
-
-    def _walk(self, folder: Path, key_start: str, name_start: str = "") -> Iterator[Entry]:
-        found: dict[str, os.stat_result | None] = {}
-        with (
-            _file_errors("listing", folder),
-            suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(folder) as items,
-        ):
-            for item in items:
-                if item.name.startswith(name_start) and not item.name.startswith("."):
-                    if item.is_dir():
-                        found[item.name + "/"] = None
-                        continue
-                    with suppress(FileNotFoundError):  # deleted since the folder was read
-                        found[item.name] = item.stat()
-        # In the order of whole keys, not of names: `a.txt` comes before `a/x`, since "." comes before "/".
-        for name, status in sorted(found.items()):
-            if status is None:
-                yield from self._walk(folder / name, key_start + name)
-            else:
-                yield Entry(key_start + name, status.st_size, _file_version(status), status.st_mtime)
-
-    def delete(self, key: str) -> None:
-        """Remove the object, and the folders it leaves empty; none being there is no error."""
-        path = self._path(key)
-        with _file_errors("deleting", path):
-            with self._locked(key), suppress(FileNotFoundError, NotADirectoryError):
-                path.unlink()
-            for folder in path.parents:
-                if folder == self.root:
-                    break
-                try:
-                    folder.rmdir()
-                except OSError:  # not empty, or gone already
-                    break
-
-    def is_conditional(self) -> bool:
-        """True: links and locks of the file system keep writers apart."""
-        return True
-
-    def local_path(self, key: str) -> Path:
-        """The file that holds the object if there is one."""
-        return self._path(key)
-
-    def lock_path(self, name: str) -> Path:
-        """A path in the store's own `.locks` folder, which `list` does not show."""
-        path = self.root / LOCKS / _check_key(name).replace("/", "_")
-        with _file_errors("locking", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def sweep_temporary(self, older_than_seconds: float) -> int:
-        """Remove what killed writers left, if last written to longer ago than that; returns how many files."""
-        newest = time.time() - older_than_seconds
-        num_removed = 0
-        with _file_errors("sweeping", self.root):
-            for folder, _, names in os.walk(self.root):
-                for name in names:
-                    path = Path(folder, name)
-                    with suppress(FileNotFoundError):
-                        if name.startswith(TEMPORARY) and path.stat().st_mtime <= newest:
-                            path.unlink()
-                            num_removed += 1
-        return num_removed
-
-    def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[Path, Path], T]) -> T:
-        """What `publish` returns, after the bytes that `fill` wrote are on the disk under a hidden name."""
-        target = self._path(key)
-        with _file_errors("writing", target):
-            descriptor, temporary = self._new_temporary(target.parent)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    fill(file)
-                    file.flush()
-                    os.fsync(descriptor)
-                with self._locked(key):
-                    published = publish(temporary, target)
-                with suppress(FileNotFoundError):  # deleted again, its folder with it
-                    _sync_folder(target.parent)
-                return published
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    @staticmethod
-    def _publish(temporary: Path, target: Path) -> str:
-        """The object's version, after it took the place of what was there."""
-        with suppress(FileNotFoundError):
-            last = target.stat().st_mtime_ns
-            if temporary.stat().st_mtime_ns <= last:
-                # Clocks tick in milliseconds and inodes are used again: only a later time makes a new version sure.
-                os.utime(temporary, ns=(last + 1, last + 1))
-        version = _file_version(temporary.stat())
-        temporary.replace(target)
-        return version
-
-    def _new_temporary(self, folder: Path) -> tuple[int, Path]:
-        while True:
-            path = folder / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
-            try:
-                # Not tempfile: its files are the owner's alone, and a lab shares a store.
-                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
-            except FileNotFoundError:  # also when `delete` took the empty folder just now
-                missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-                with suppress(FileNotFoundError):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for made in missing:
-                        _sync_folder(made.parent)
-
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest()) % NUM_WRITE_LOCKS
-        path = self.root / LOCKS / f"write-{number:02}"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # each opening has its own, so threads keep apart too
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-
-
-# --- S3 ---------------------------------------------------------------------------------------------------------------
 
 FIRST_DELAY = 0.1  # seconds; doubled with each try, and drawn evenly from 0 to that
 LONGEST_DELAY = 10.0  # seconds, so that a server that is back is soon noticed
@@ -553,7 +119,7 @@ class S3Store:
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", bucket) is None:
             raise SpecError(f"store: got {uri!r}, expected s3://bucket/prefix", hint="name the bucket after s3://")
         if prefix:
-            _check_key(prefix)
+            check_key(prefix)
         self.bucket = bucket
         self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self.patience_seconds = patience_seconds
@@ -580,7 +146,7 @@ class S3Store:
         return self._client.meta.endpoint_url
 
     def _key(self, key: str) -> str:
-        return self._prefix + _check_key(key)
+        return self._prefix + check_key(key)
 
     # Reading
 
@@ -622,7 +188,7 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose key starts with `prefix`, in key order, page by page."""
-        _check_prefix(prefix)
+        check_prefix(prefix)
         return self._list(prefix)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
@@ -647,13 +213,13 @@ class S3Store:
 
     # Writing
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write the object, whatever was there; large ones in parts."""
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write the object, whatever was there; large ones in parts, of which only those under way are copied."""
         if len(data) > self.threshold_bytes:
             view = memoryview(data)
             self._put_parts(key, len(data), lambda offset, size: bytes(view[offset : offset + size]))
         else:
-            self._put_if(key, data)
+            self._put_if(key, bytes(data))
 
     def put_file(self, key: str, path: Path) -> None:
         """Write the object from a file, streaming; large ones in parts."""
@@ -800,13 +366,13 @@ class S3Store:
 
     def local_path(self, key: str) -> None:
         """None: the object lies on a server."""
-        _check_key(key)
+        check_key(key)
 
     def lock_path(self, name: str) -> Path:
         """A path in the cache folder, the same for every process that uses this store."""
         store = hashlib.sha256(f"{self.endpoint}\0{self.uri}".encode()).hexdigest()[:16]
-        path = cache_folder() / "locks" / store / _check_key(name).replace("/", "_")
-        with _file_errors("locking", path):
+        path = cache_folder() / "locks" / store / check_key(name).replace("/", "_")
+        with file_errors("locking", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
