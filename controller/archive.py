@@ -2,29 +2,32 @@
 
 grids/<grid>/grid.yaml                      the grid in canonical form, with what the command line set
 grids/<grid>/intent.json                    whether its runs are to be trained
+grids/<grid>/settings.yaml                  the cluster's side of it, as it was submitted last
 grids/<grid>/decisions/<stage>.json         what a stage kept: written once
 grids/<grid>/earlier/<digest>.yaml          texts that an update replaced
+grids/<grid>/earlier/damaged-<digest>.yaml  such texts that could not be read
 grids/<grid>/set_aside/<stage>-<time>.json  decisions over rows that an update changed, or that were reopened
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import Field
 
-from controller.architectures import torchvision_classifiers
-from controller.grid import Grid, describe_changes, parse_grid
+from controller.architectures import check_classifier, check_factory
+from controller.changes import describe_changes
+from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures
 from controller.search import DataFacts, Decision, Expansion, Facts, Needs, Run, expand, fitting, wanted
+from controller.settings import Settings, parse_settings, settings_text
 from trainer.dataset import PARTS, DatasetIndex, load_index
-from trainer.document import nearest
 from trainer.failure import DataError, Failure, SpecError
-from trainer.identity import factory_source_hash, write_spec
+from trainer.identity import write_spec
 from trainer.result import Record, parse_record
 from trainer.store import Conflict, NotFound, Store
 
@@ -32,10 +35,26 @@ DIGEST_DIGITS = 12  # of an earlier text's digest, in its name
 BLOCK = 1 << 20
 
 
+class _Progress(Record):
+    epoch: int
+    peak_memory_bytes: int = 0
+
+
 class CheckpointHead(Record):
     """What the controller needs to know of a run's `checkpoint.json`."""
 
     sequence: int
+    progress: _Progress = Field(default=_Progress(epoch=0))
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that need not be computed again."""
+        return self.progress.epoch
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest resident set, on a GPU largest allocation, that was reported up to then."""
+        return self.progress.peak_memory_bytes
 
 
 class Intent(Record):
@@ -68,6 +87,11 @@ def grid_key(grid: str) -> str:
     return f"grids/{grid}/grid.yaml"
 
 
+def settings_key(grid: str) -> str:
+    """Where the settings of the grid's submission live."""
+    return f"grids/{grid}/settings.yaml"
+
+
 def decision_key(grid: str, stage: str) -> str:
     """Where the stage's decision lives."""
     return f"grids/{grid}/decisions/{stage}.json"
@@ -79,22 +103,12 @@ def decision_key(grid: str, stage: str) -> str:
 def gather_facts(store: Store, needs: Needs) -> Facts:
     """What `store` and this machine know of all that `needs` names. Raises DataError, SpecError on what is missing."""
     for name in needs.classifiers:
-        _check_classifier(name)
+        check_classifier(name)
     return Facts(
         data={name: data_facts(load_index(store, name)) for name in needs.data},
         weights={name: _weights_sha256(store, name) for name in needs.weights},
-        factories={name: factory_source_hash(name) for name in needs.factories},
+        factories={name: check_factory(name) for name in needs.factories},
     )
-
-
-def _check_classifier(name: str) -> None:
-    known = torchvision_classifiers()
-    if known and name not in known:
-        near = nearest(name, known)
-        raise SpecError(
-            f"model.architecture: got {name!r}, expected a classifier of torchvision, or `package.module:function`",
-            hint=f"did you mean {near!r}?" if near else f"torchvision has {', '.join(sorted(known))}",
-        )
 
 
 def data_facts(index: DatasetIndex) -> DataFacts:
@@ -104,7 +118,6 @@ def data_facts(index: DatasetIndex) -> DataFacts:
         fingerprint=index.fingerprint,
         num_classes=index.num_classes,
         class_counts={part: index.class_counts(part) for part in PARTS},
-        majority_share={part: index.majority_share(part) for part in PARTS},
         aspect_sums={part: sum(_aspect(images.width[row], images.height[row]) for row in index.rows(part))
                      for part in PARTS},
     )  # fmt: skip
@@ -118,13 +131,36 @@ def _weights_sha256(store: Store, name: str) -> str:
     digest = hashlib.sha256()
     try:
         with store.open(f"weights/{name}") as file:
-            while block := file.read(BLOCK):
+            block = file.read(BLOCK)
+            check_weights_head(name, block[:HEAD_BYTES])
+            while block:
                 digest.update(block)
+                block = file.read(BLOCK)
     except NotFound as error:
         raise DataError(
             f"weights {name!r}: no weights/{name} in {store.uri}", hint=f"put the state dict there as weights/{name}"
         ) from error
     return digest.hexdigest()
+
+
+HEAD_BYTES = 16  # of a weights file, enough to tell what it is
+ZIP_HEAD = b"PK\x03\x04"  # torch.save since torch 1.6
+PICKLE_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P"  # torch.save before; most of torchvision's files
+
+
+def check_weights_head(name: str, head: bytes) -> None:
+    """Raise DataError unless a weights file that begins with `head` may be what its name says."""
+    if name.endswith(".safetensors"):
+        # the header's length, then the header: https://huggingface.co/docs/safetensors/index#format
+        is_right, expected = head[8:9] == b"{", "a safetensors file"
+    else:
+        is_right, expected = head.startswith((ZIP_HEAD, PICKLE_HEAD)), "what torch.save writes"
+    if not is_right:
+        raise DataError(
+            f"weights {name!r}: weights/{name} begins with {head[:HEAD_BYTES]!r}, expected {expected}",
+            hint="put a state dict there, as torch.save(model.state_dict(), file) writes it, or as safetensors under a "
+            "name that ends so",
+        )
 
 
 # A grid's text and intent
@@ -153,15 +189,21 @@ def _adopt_text(grid: Grid, store: Store, *, update: bool) -> Adoption:
         return Adoption("new")
     if held == text:
         return Adoption("unchanged")
-    before = parse_grid(held.decode(), f"{store.uri}/{key}")
-    changes = describe_changes(before, grid)
+    try:
+        before = _read_stored(held, grid.name, store)
+    except SpecError:
+        if not update:
+            raise
+        changes, kept_as = [f"the text in {store.uri} could not be read"], f"damaged-{_digest(held)}"
+    else:
+        changes, kept_as = describe_changes(before, grid), before.digest[:DIGEST_DIGITS]
     if changes and not update:
         raise SpecError(
             f"grid {grid.name}: {store.uri} holds another grid of this name; here\n" + "\n".join(changes),
             hint="--update takes this one over: rows are added or leave, what is trained stays; "
             "--as NAME keeps both, each under its own name",
         )
-    store.put(f"grids/{grid.name}/earlier/{before.digest[:DIGEST_DIGITS]}.yaml", held)
+    store.put(f"grids/{grid.name}/earlier/{kept_as}.yaml", held)
     try:
         store.replace(key, text, version)
     except Conflict as error:
@@ -199,6 +241,27 @@ def read_intent(store: Store, grid: str) -> Intent | None:
         return None
 
 
+def write_settings(store: Store, grid: str, settings: Settings) -> None:
+    """Keep what the grid was submitted with, by which whoever acts on it makes its Jobs."""
+    text = settings_text(settings)
+    if stored_settings_text(store, grid) != text:
+        store.put(settings_key(grid), text.encode())
+
+
+def stored_settings(store: Store, grid: str, assignments: Sequence[str] = ()) -> Settings | None:
+    """What the grid was submitted with last, changed by `assignments`; none where it was not. Raises SpecError."""
+    text = stored_settings_text(store, grid)
+    return None if text is None else parse_settings(text, f"{store.uri}/{settings_key(grid)}", assignments)
+
+
+def stored_settings_text(store: Store, grid: str) -> str | None:
+    """The settings as the store has them; none where it has none."""
+    try:
+        return store.get(settings_key(grid)).decode()
+    except NotFound:
+        return None
+
+
 def stored_grids(store: Store) -> list[str]:
     """Names of the grids in the store."""
     keys = (entry.key.split("/") for entry in store.list("grids/"))
@@ -207,16 +270,26 @@ def stored_grids(store: Store) -> list[str]:
 
 def stored_grid(store: Store, name: str) -> Grid | None:
     """The grid of that name as the store has it; none where it has none. Raises SpecError when it cannot be read."""
-    key = grid_key(name)
     try:
-        return parse_grid(store.get(key).decode(), f"{store.uri}/{key}")
+        return _read_stored(store.get(grid_key(name)), name, store)
     except NotFound:
         return None
+
+
+def _read_stored(text: bytes, name: str, store: Store) -> Grid:
+    try:
+        return parse_grid(text.decode(), f"{store.uri}/{grid_key(name)}")
     except (SpecError, UnicodeDecodeError) as error:
+        told = error.message if isinstance(error, SpecError) else str(error)
         raise SpecError(
-            f"the grid {name!r} in the store cannot be read: {error}",
-            hint=f"remove {key} from the store, and run the grid from its own file: results stay",
+            f"the grid {name!r} in the store cannot be read: {told}",
+            hint=f"with the grid's file at hand, `grid run FILE --update` puts it there and keeps the damaged text; "
+            f"`grid gc --forget {name}` counts the grid as gone",
         ) from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:DIGEST_DIGITS]
 
 
 def wanted_of(store: Store, grids: Collection[str] | None = None) -> dict[str, Wants]:
@@ -224,14 +297,20 @@ def wanted_of(store: Store, grids: Collection[str] | None = None) -> dict[str, W
 
     Raises GridError when one of them cannot be read or expanded: what it wants would be unknown.
     """
-    found = {}
-    for name in sorted(stored_grids(store) if grids is None else grids):
-        grid = stored_grid(store, name)
-        assert grid is not None
-        needs = wanted(grid)
+    return {name: _wants(name, store) for name in sorted(stored_grids(store) if grids is None else grids)}
+
+
+def _wants(name: str, store: Store) -> Wants:
+    grid = stored_grid(store, name)
+    assert grid is not None
+    needs = wanted(grid)
+    try:
         expansion = expand(grid, read_decisions(store, name), gather_facts(store, needs))
-        found[name] = Wants(frozenset(expansion.runs()), frozenset(needs.data))
-    return found
+    except (SpecError, DataError) as error:
+        error.message = f"grid {name}: what it needs cannot be told: {error.message}"
+        error.hint = f"{error.hint}, or `grid gc --forget {name}` counts the grid as gone" if error.hint else None
+        raise
+    return Wants(frozenset(expansion.runs()), frozenset(needs.data))
 
 
 # Decisions
@@ -278,11 +357,17 @@ def write_run_spec(store: Store, run: Run) -> None:
 
 def checkpoint_sequence(store: Store, run: str) -> int:
     """How many checkpoints the run has had; 0 without one."""
+    head = checkpoint_head(store, run)
+    return 0 if head is None else head.sequence
+
+
+def checkpoint_head(store: Store, run: str) -> CheckpointHead | None:
+    """How far the run's newest checkpoint is; none without one."""
     key = f"runs/{run}/checkpoint.json"
     try:
-        return parse_record(CheckpointHead, key, store.get(key)).sequence
+        return parse_record(CheckpointHead, key, store.get(key))
     except (NotFound, DataError):  # the trainer itself tells of a damaged one
-        return 0
+        return None
 
 
 def attempt_failure(store: Store, run: str, attempt: str | None) -> Failure | None:
@@ -294,6 +379,23 @@ def attempt_failure(store: Store, run: str, attempt: str | None) -> Failure | No
         return parse_record(Failure, key, store.get(key))
     except NotFound:
         return None
+
+
+def record_failure_once(store: Store, failure: Failure) -> bool:
+    """Write the final failure unless the store has one by now, whose writer knew more; whether it was written."""
+    assert failure.final
+    key, text = f"failures/{failure.run}.json", failure.model_dump_json(indent=2).encode()
+    try:
+        store.create(key, text)
+    except Conflict:
+        try:
+            held, version = store.get_versioned(key)
+            if parse_record(Failure, key, held).final:
+                return False
+            store.replace(key, text, version)
+        except (Conflict, NotFound):  # someone else writes or clears it at this moment
+            return False
+    return True
 
 
 def record_failure(store: Store, failure: Failure) -> None:

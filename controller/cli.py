@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import gc as garbage
-from typing import Any
+import sys
 
-import click
-from click.shell_completion import get_completion_class
+try:
+    import gc as garbage
+    from typing import Any
 
-from controller.commands.data import data
-from controller.commands.grids import list_grids, plan, show
-from controller.commands.runs import reopen, retry, run, status, table
-from controller.commands.surface import plain, store_option
-from controller.commands.upkeep import doctor, gc
+    import click
+    from click.shell_completion import get_completion_class
+
+    from controller import interrupts
+    from controller.commands.cluster import cancel, logs, pause, render, resume, retry, submit, watch
+    from controller.commands.data import data
+    from controller.commands.grids import list_grids, plan, show
+    from controller.commands.runs import reopen, run, status, table
+    from controller.commands.surface import store_option
+    from controller.commands.upkeep import doctor, gc
+    from controller.output import UNWRITTEN, OutputError, drop_stdout, guard_stdout
+    from controller.wording import plain
+except KeyboardInterrupt:  # while all this is loaded nothing listens yet
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 SECTIONS = {
     "Compare": ("list", "show", "plan", "run", "status", "table"),
+    "On a cluster": ("submit", "watch", "logs", "pause", "resume", "cancel", "render"),
     "When something went wrong": ("retry", "reopen", "doctor"),
     "Data and upkeep": ("data", "gc", "completion"),
 }
@@ -26,12 +37,14 @@ Exit codes:
   0   done
   1   doctor found something wrong
   2   the command line cannot be read
-  64  the grid or a value given is wrong
+  64  the grid or a value given is wrong, or the output cannot be written
   65  data or weights are wrong or missing
   69  the store cannot be reached or used
   70  runs failed for good; `grid status` says why
   71  the device is broken
+  72  the cluster cannot be reached, or refuses
   75  stopped; the same command goes on from there
+  130 interrupted by Ctrl-C before there was anything to go on from
 """
 
 
@@ -42,12 +55,28 @@ def _lines(text: str) -> str:
 class Commands(click.Group):
     """The commands in sections; an error of ours ends in its message and exit code, never in a traceback."""
 
+    def __call__(self, *words: Any, **settings: Any) -> Any:
+        """Run as the program does, which hears Ctrl-C at any moment and tells of output that cannot be written."""
+        if not settings.get("standalone_mode", True):
+            return super().__call__(*words, **settings)
+        interrupts.listen()
+        guard_stdout()
+        try:
+            return super().__call__(*words, **settings)
+        except interrupts.Interrupted:
+            interrupts.end(interrupts.INTERRUPTED, interrupts.TOLD)
+        except OutputError as error:
+            drop_stdout()
+            click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            sys.exit(UNWRITTEN)
+
     def invoke(self, ctx: click.Context) -> Any:
         """What the command returns."""
         from trainer.failure import GridError
 
         # what a command makes lives as long as the command: of 10,000 rows, looking for garbage was 40 % of the time
-        garbage.set_threshold(100_000)
+        garbage.freeze()
+        garbage.set_threshold(1_000_000)
         try:
             return super().invoke(ctx)
         except GridError as error:
@@ -62,7 +91,7 @@ class Commands(click.Group):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl(
-                    [(f"{name:<{width}}", self.commands[name].get_short_help_str(100)) for name in names]
+                    [(f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in names]
                 )
 
 
@@ -103,7 +132,13 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "grid", "_GRID_COMPLETE").source())
 
 
-for command in (list_grids, show, plan, run, status, table, retry, reopen, doctor, data, gc, completion):
+COMMANDS = (
+    *(list_grids, show, plan, run, status, table),
+    *(submit, watch, logs, pause, resume, cancel, render),
+    *(retry, reopen, doctor),
+    *(data, gc, completion),
+)
+for command in COMMANDS:
     main.add_command(command)
 
 if __name__ == "__main__":

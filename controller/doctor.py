@@ -15,9 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from controller.architectures import check_classifier, check_factory
+from controller.archive import HEAD_BYTES, check_weights_head
+from controller.search import Needs
+from controller.wording import bytes_text, count_text
+from trainer.cache import cache_usage
 from trainer.dataset import load_index
-from trainer.failure import GridError
-from trainer.machine import available_memory, available_processors
+from trainer.failure import DataError, GridError, SpecError
+from trainer.machine import available_memory, available_processors, cache_folder
 from trainer.store import NotFound, Store
 
 State = Literal["ok", "note", "wrong"]
@@ -75,7 +80,7 @@ def check_python(version: tuple[int, int], text: str) -> Check:
 
 def check_memory(available: int) -> Check:
     """Whether so many bytes are enough for the shipped grids."""
-    found = f"{available / GIB:.1f} GiB may still be taken"
+    found = f"{bytes_text(available)} may still be taken"
     if available < MEMORY_WANTED:
         return Check("memory", "note", found, "large networks may be killed: lower batch_size or set micro_batch")
     return Check("memory", "ok", found)
@@ -112,7 +117,7 @@ def read_torch_answer(exit_code: int, out: str, err: str, seconds: float) -> lis
 
 def _check_device(answer: dict[str, Any]) -> Check:
     if answer["device"] == "cuda":
-        memory = f"{answer['gpu_memory'] / GIB:.0f} GiB"
+        memory = bytes_text(answer["gpu_memory"])
         more = f", and {answer['gpus'] - 1} more" if answer["gpus"] > 1 else ""
         capability = answer["instruction_set"]
         return Check("device", "ok", f"{answer['device_model']}, {memory}, compute capability {capability}{more}")
@@ -179,29 +184,25 @@ def _check_conditions(store: Store) -> Check:
     return Check("conditional writes", "note", found, "run a grid from one machine at a time, or use another server")
 
 
-def check_space(folder: Path, name: str) -> Check:
-    """Whether the disk that holds `folder` has room, and what the folder holds already."""
+def check_cache() -> Iterator[Check]:
+    """Whether this machine's cache can be written and its disk has room, and what decoded images take of it."""
+    folder, usage = cache_folder(), cache_usage()
+    held = f"{bytes_text(usage.num_bytes)} of decoded images, at most {bytes_text(usage.limit)}"
+    yield check_space(folder, held)
+
+
+def check_space(folder: Path, held: str) -> Check:
+    """Whether `folder`, which holds what `held` says, can be written and its disk has room."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    found = f"{folder}: holds {_size(folder) / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
+    found = f"{folder}: {held}; {bytes_text(free)} free"
     if not os.access(there, os.W_OK):
-        return Check(name, "wrong", f"{folder}: not writable", "let this user write it, or set GRID_CACHE to another")
+        cure = "let this user write it, or set GRID_CACHE to another"
+        return Check("cache", "wrong", f"{folder}: not writable", cure)
     if free < DISK_WANTED:
-        return Check(
-            name, "note", found, "free some space: images are decoded once into the cache, 2.6 GB for Caltech-101"
-        )
-    return Check(name, "ok", found)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += Path(path, name).lstat().st_blocks * 512  # a cache file may be sparse while it is filled
-            except FileNotFoundError:
-                continue
-    return total
+        cure = "free some space, as `grid gc --cache --delete` does: images are decoded once, 2.6 GB for Caltech-101"
+        return Check("cache", "note", found, cure)
+    return Check("cache", "ok", found)
 
 
 def data_set_names(store: Store) -> list[str]:
@@ -223,8 +224,23 @@ def check_data_sets(store: Store, wanted: Iterable[str] = ()) -> Iterator[Check]
         except GridError as error:
             yield Check(f"data set {name}", "wrong", error.message, error.hint)
             continue
-        found = f"{index.num_images():,} images of {index.num_classes} classes"
+        found = f"{count_text(index.num_images(), 'image')} of {count_text(index.num_classes, 'class')}"
         yield Check(f"data set {name}", "ok", found)
+
+
+def check_architectures(needs: Needs) -> Iterator[Check]:
+    """Whether a trainer here will find the networks of a grid; read from source, none is imported."""
+    for names, check, found in (
+        (needs.classifiers, check_classifier, "torchvision has it"),
+        (needs.factories, check_factory, "its source is there"),
+    ):
+        for name in names:
+            try:
+                check(name)
+            except SpecError as error:
+                yield Check(f"network {name}", "wrong", error.message, error.hint)
+            else:
+                yield Check(f"network {name}", "ok", found)
 
 
 def check_weights(store: Store, names: Iterable[str]) -> Iterator[Check]:
@@ -232,11 +248,14 @@ def check_weights(store: Store, names: Iterable[str]) -> Iterator[Check]:
     for name in dict.fromkeys(names):
         key = f"weights/{name}"
         try:
-            with store.open(key):
-                found = Check(f"weights {name}", "ok", "in the store")
+            with store.open(key) as file:
+                check_weights_head(name, file.read(HEAD_BYTES))
+            found = Check(f"weights {name}", "ok", "in the store")
         except NotFound:
             cure = f"put the file there: {store.uri}/{key}"
             found = Check(f"weights {name}", "wrong", f"no {key} in {store.uri}", cure)
+        except DataError as error:
+            found = Check(f"weights {name}", "wrong", error.message, error.hint)
         yield found
 
 

@@ -16,7 +16,7 @@ from trainer.store import NotFound, Store
 RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
 PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
 NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
-FEW = 64  # so many objects are asked for one by one sooner than a listing is paged through
+FEW = 64  # so many objects are asked for, or missed, one by one before a listing is paged through
 
 OfRun = TypeVar("OfRun", Result, ResultNumbers, TestResult, Failure)
 
@@ -35,6 +35,11 @@ def read_results(
 def runs_with_results(store: Store) -> list[str]:
     """Ids of all runs that have a result, of whatever grid."""
     return _present(store, RESULTS)
+
+
+def runs_with_tests(store: Store) -> list[str]:
+    """Ids of all runs that have numbers on the test part, of whatever grid."""
+    return _present(store, TESTS)
 
 
 def read_numbers(
@@ -100,16 +105,10 @@ def active_runs(leases: Mapping[str, LeaseRecord], now: datetime) -> dict[str, s
 def _read_runs(
     store: Store, prefix: str, model: type[OfRun], runs: Collection[str] | None, known: Mapping[str, OfRun]
 ) -> dict[str, OfRun]:
-    is_listed = runs is None
     wanted = _present(store, prefix) if runs is None else list(dict.fromkeys(runs))
-    missing = [run for run in wanted if run not in known]
-    if len(missing) > FEW and not is_listed:
-        there = set(_present(store, prefix))
-        missing = [run for run in missing if run in there]
-        is_listed = True
     read = {run: known[run] for run in wanted if run in known}
-    keys = [f"{prefix}{run}.json" for run in missing]
-    for key, data in _listed(store, keys) if is_listed else _tried(store, keys):
+    keys = [f"{prefix}{run}.json" for run in wanted if run not in known]
+    for key, data in _listed(store, keys) if runs is None else _those_there(store, prefix, keys):
         run = _name(key, prefix)
         read[run] = record = parse_record(model, key, data)
         if record.run != run:
@@ -142,6 +141,26 @@ def _listed(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
                 yield key, data
         except NotFound:  # get_many keeps the order, so that the one that is gone is the first not yielded
             start += 1
+
+
+def _those_there(store: Store, prefix: str, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Key and content of those of `keys`, all below `prefix`, that are there; listed first where that costs less."""
+    num_tried = len(keys) if len(keys) <= FEW else 0
+    if _is_folder(store):
+        num_tried = 0
+        num_missing = 0
+        while num_tried < len(keys) and num_missing <= FEW:  # a listing looks at every file, whoever's run it is of
+            key = keys[num_tried]
+            num_tried += 1
+            try:
+                yield key, store.get(key)
+            except NotFound:
+                num_missing += 1
+    else:
+        yield from _tried(store, keys[:num_tried])
+    if rest := keys[num_tried:]:
+        there = {entry.key for entry in store.list(prefix)}
+        yield from _listed(store, [key for key in rest if key in there])
 
 
 def _tried(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Protocol, Self, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from controller.wording import plain, seconds_text
+
 PLAIN_SECONDS = 10.0  # between two plain lines of one run
 OWN_LINES = 3  # of the terminal that the runs leave: the grid's line, the folded rest, the prompt
 BAR_WIDTH = 12
 
-Word = Literal["start", "done", "failed", "again", "kept", "waits", "note"]
+Word = Literal["start", "resume", "done", "failed", "again", "kept", "waits", "note"]
 _STYLES: dict[Word, str] = {"done": "green", "failed": "bold red", "again": "yellow", "kept": "cyan", "waits": "yellow"}
 
 
@@ -87,6 +90,12 @@ def open_view(stream: TextIO | None = None) -> View:
     return TerminalView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(stream)
 
 
+def _said(word: Word, text: str) -> list[str]:
+    """The lines that tell `text`, without what could drive a terminal; further lines stand below the first one's."""
+    first, *rest = text.splitlines() or [""]
+    return [f"{word:<6} {plain(first)}".rstrip(), *(f"       {plain(line.strip())}" for line in rest)]
+
+
 class PlainView:
     """Lines for a log: what happened, and at most one line for each run in PLAIN_SECONDS."""
 
@@ -105,7 +114,7 @@ class PlainView:
 
     def say(self, word: Word, text: str) -> None:
         """Tell of one thing that happened."""
-        print(f"{word:<6} {text}", file=self._stream, flush=True)
+        print("\n".join(_said(word, text)), file=self._stream, flush=True)
 
     def show(self, progress: GridProgress) -> None:
         """Tell how each run is, of which PLAIN_SECONDS have nothing been told."""
@@ -136,34 +145,56 @@ class TerminalView:
 
     def say(self, word: Word, text: str) -> None:
         """Tell of one thing that happened."""
-        self.console.print(Text.assemble((f"{word:<6} ", _STYLES.get(word, "dim")), text), soft_wrap=True)
+        first, *rest = _said(word, text)
+        lines = Text("\n").join([Text(first), *map(Text, rest)])
+        lines.stylize(_STYLES.get(word, "dim"), 0, len(word))
+        self.console.print(lines, soft_wrap=True)
 
     def show(self, progress: GridProgress) -> None:
         """Draw the lines anew, as many as the terminal has room for now."""
-        self._live.update(render(progress, self.console.height), refresh=True)
+        self._live.update(render(progress, self.console.height, self.console.width), refresh=True)
 
 
-def render(progress: GridProgress, height: int) -> RenderableType:
-    """The lines of a terminal `height` lines high: runs at work, those folded away, the grid."""
+def render(progress: GridProgress, height: int, width: int) -> RenderableType:
+    """The lines of a terminal of that height and width: runs at work, those folded away, the grid."""
     room = max(1, height - OWN_LINES)
     shown = progress.running[:room]
     elsewhere = progress.elsewhere[: room - len(shown)]
     folded = len(progress.running) + len(progress.elsewhere) - len(shown) - len(elsewhere)
+    words = [run_words(run) for run in shown]
+    columns = _columns([plain(run.label) for run in shown], words, width)
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column(width=BAR_WIDTH)
-    for _ in range(5):
-        table.add_column(no_wrap=True)
-    for run in shown:
-        words = run_words(run)
+    for name in columns:
+        table.add_column(no_wrap=True, width=BAR_WIDTH if name == BAR else None)
+    for run, each in zip(shown, words, strict=True):
         bar = ProgressBar(total=max(run.num_epochs, 1), completed=run.epochs_done, width=BAR_WIDTH)
-        table.add_row(Text(run.label, style="bold"), bar, *words.values())
+        cells = [bar if name == BAR else each[name] for name in columns]
+        table.add_row(Text(plain(run.label), style="bold"), *cells)
     rows: list[RenderableType] = [table] if shown else []
-    rows += [Text(text, style="dim", no_wrap=True, overflow="ellipsis") for text in elsewhere]
+    rows += [Text(plain(text), style="dim", no_wrap=True, overflow="ellipsis") for text in elsewhere]
     if folded:
         rows.append(Text(f"… and {folded} more", style="dim"))
     rows.append(Text(grid_words(progress), no_wrap=True, overflow="ellipsis"))
     return Group(*rows)
+
+
+BAR = "bar"
+LEAVING = (BAR, "speed", "loss", "left", "accuracy")  # columns in the order in which a narrow terminal goes without
+
+
+def _columns(labels: Sequence[str], words: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """Columns beside the label for which there is room; a label is cut short sooner than two fifths of the line."""
+    widths = {BAR: BAR_WIDTH}
+    for each in words:
+        widths |= {name: max(len(text), widths.get(name, 0)) for name, text in each.items()}
+    label = min(max(map(cell_len, labels), default=0), width * 2 // 5)
+    columns = [name for name in widths if widths[name]]
+    for name in LEAVING:
+        if label + sum(widths[each] + 1 for each in columns) <= width:
+            break
+        columns = [each for each in columns if each != name]
+    return columns
 
 
 def run_words(run: RunProgress) -> dict[str, str]:
@@ -175,7 +206,7 @@ def run_words(run: RunProgress) -> dict[str, str]:
         "loss": _pair("loss", run.train_loss, run.validation_loss),
         "accuracy": _pair("acc", run.train_accuracy, run.validation_accuracy),
         "speed": "" if run.images_per_second is None else f"{run.images_per_second:.0f} images/s",
-        "left": "" if run.seconds_left is None else f"{show_seconds(run.seconds_left)} left",
+        "left": "" if run.seconds_left is None else f"{seconds_text(run.seconds_left)} left",
     }
 
 
@@ -183,7 +214,11 @@ def _pair(name: str, train: float | None, validation: float | None) -> str:
     """A number in training, then on the validation part."""
     if train is None:
         return ""
-    return f"{name} {train:.3f}" + ("" if validation is None else f"/{validation:.3f}")
+    return f"{name} {_number(train)}" + ("" if validation is None else f"/{_number(validation)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def grid_words(progress: GridProgress) -> str:
@@ -199,25 +234,10 @@ def grid_words(progress: GridProgress) -> str:
     if progress.loading:
         text += ", loading torch"
     if progress.seconds_left is not None:
-        text += f", about {show_seconds(progress.seconds_left)} left"
+        text += f", about {seconds_text(progress.seconds_left)} left"
     if progress.later_stages:
         text += f", then {', '.join(progress.later_stages)}"
     return f"{progress.grid}: {text}"
-
-
-def show_seconds(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 3 h 20 min, 2 days 4 h."""
-    whole = max(0, round(seconds))
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} day{'s' if days > 1 else ''} {hours} h"
 
 
 @dataclass(slots=True)

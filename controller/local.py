@@ -1,8 +1,8 @@
 """Trains a grid on this machine: its runs as processes, under the same contract as pods, in the same store.
 
-1. `gather_facts` and `adopt` (archive.py): the grid becomes the one that the store has under its name.
-2. `Session.observe` reads what is known and records the decisions that it allows; nothing is remembered that the store
-   does not say, but for what this process started itself.
+1. `take_up` (observe.py): the grid becomes the one that the store has under its name.
+2. `observe` (observe.py) reads what is known and records the decisions that it allows; nothing is remembered that the
+   store does not say, but for what this process started itself.
 3. `next_starts` chooses what to start; `Workers` starts it, each run forked from a server that holds torch already.
 4. `judge` says what an exit means: done, failed for good, trained elsewhere, or to be started again.
 5. It ends when nothing is at work and nothing is left to start. A first Ctrl-C lets every run save and stop, a second
@@ -11,45 +11,49 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Literal
+from types import FrameType, TracebackType
+from typing import Literal, Self
 
 from controller.archive import (
-    Adoption,
-    adopt,
     attempt_failure,
+    checkpoint_head,
     checkpoint_sequence,
     clear_failures,
     gather_facts,
-    homes,
-    record_decision,
     record_failure,
     write_run_spec,
 )
+from controller.attempts import MAX_TRIES, crash_failure, show_exit, tries_after
 from controller.grid import Grid
-from controller.knowledge import active_runs, read_decisions, read_failures, read_leases, read_numbers, read_tests
+from controller.knowledge import read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
-from controller.search import Decision, Expansion, Facts, Run, Waiting, decide, expand, fitting, wanted
-from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
-from controller.workers import Machine, Share, Worker, Workers, share_of, show_exit, this_machine
-from trainer.failure import FINAL_EXITS, ExitCode, Failure, SpecError, StoreError
-from trainer.lease import EXPIRY_SECONDS, LeaseRecord, run_lock, this_host
+from controller.observe import adoption_text, expanded, observe, take_up
+from controller.search import Expansion, Facts, Run, fitting, wanted
+from controller.selection import Waiting, due_decisions
+from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable
+from controller.wording import count_text
+from controller.workers import Machine, Share, Worker, Workers, share_of, this_machine
+from trainer.failure import FINAL_EXITS, ExitCode, Failure, OtherNumerics, StoreError
+from trainer.lease import EXPIRY_SECONDS, HostLock, LeaseRecord, run_lock, this_host
 from trainer.spec import ExperimentSpec
 from trainer.store import STORE_PATIENCE_SECONDS, Store
 
-MAX_TRIES = 3  # attempts without a newer checkpoint
 BACKOFF_SECONDS = (1.0, 5.0)  # before the second and the third
 LOOK_AGAIN_SECONDS = 2.0  # between looks at a run that is trained elsewhere
 TICK_SECONDS = 0.25  # at least so often the view is brought up to date, and a stop is heard
+FOLDER_PREFIX = "grid-run-"  # of the temporary folder that attempts write their output to
+LOCKLESS_SECONDS = 60.0  # a folder without a lock is about to get it, or its process died before it did
 
 
 # When to try again
@@ -88,7 +92,7 @@ def judge(exit_code: int, tries: Tries, sequence: int, now: float) -> tuple[Verd
         return "failed", Tries()
     if exit_code == ExitCode.STOPPED:  # by someone else, or because another process has the run: no fault of its own
         return "elsewhere", replace(tries, not_before=now + LOOK_AGAIN_SECONDS)
-    count = 1 if sequence > tries.sequence else tries.count + 1
+    count = tries_after(tries.count, tries.sequence, sequence)
     if count >= MAX_TRIES:
         return "give up", Tries(count, sequence)
     return "again", Tries(count, sequence, now + BACKOFF_SECONDS[count - 1])
@@ -111,28 +115,6 @@ def next_starts(
     return starts
 
 
-def crash_failure(run: str, attempt: str | None, exit_code: int, recorded: Failure | None, tail: list[str]) -> Failure:
-    """The final failure of a run that ended MAX_TRIES times without a newer checkpoint; the last end speaks for all."""
-    times = f"{MAX_TRIES} attempts brought no newer checkpoint"
-    if recorded is not None:
-        return recorded.model_copy(
-            update={"final": True, "message": f"{recorded.message} ({times})", "time": datetime.now(UTC)}
-        )
-    hint = "`grid retry` tries again; the last lines of its output are in this failure"
-    if exit_code == 128 + signal.SIGKILL:
-        hint = "killed: out of memory? Run fewer at once (--parallel), or set a smaller batch_size"
-    return Failure(
-        run=run,
-        attempt=attempt,
-        exit_code=exit_code,
-        reason="crashed",
-        message=f"{show_exit(exit_code)}; {times}",
-        hint=hint,
-        final=True,
-        log_tail=tail,
-    )
-
-
 # The grid
 
 
@@ -145,6 +127,7 @@ class Outcome:
     stopped: bool  # by Ctrl-C or SIGTERM: the same command goes on
     failed: Mapping[str, Failure]  # by run, of those chosen
     waiting: Mapping[str, str]  # by stage that is not decided: why
+    told: frozenset[str]  # runs whose failure the view was told
 
     @property
     def exit_code(self) -> ExitCode:
@@ -172,21 +155,54 @@ def run_grid(
     starts, StoreError when the store stays away.
     """
     choice = Choice(only, tuple(grid.stage(name).name for name in stages))
-    facts = gather_facts(store, wanted(grid))
-    expand(grid, {}, facts)  # wrong values are told before anything is written
-    adoption = adopt(grid, store, facts, update=update)
+    taken = take_up(grid, store, choice, update=update)
+    if resume == "inexact":
+        clear_other_numerics(store, [work.run for work in chosen_work(taken.expansion, choice)])
     with (
-        tempfile.TemporaryDirectory(prefix="grid-run-") as folder,
+        _Signals() as signals,
+        own_folder() as folder,
         view or open_view() as shown,
-        _workers(store, Path(folder), resume) as workers,
+        _workers(store, folder, resume) as workers,
     ):
-        session = Session(grid, facts, store, choice, parallel, workers, shown)
-        session.tell(adoption)
-        with _stop_on_signals(session):
+        session = Session(grid, taken.facts, store, choice, parallel, workers, shown)
+        for text in adoption_text(grid, taken.adoption):
+            shown.say("note", text)
+        signals.stop(session)
+        with suppress(_StopNow):
             session.run()
+        signals.is_over = True
+        if not session.work:
+            session.tell_waits()
         if session.stopping is not None:
             shown.say("note", "stopped: the same command goes on from here")
         return session.outcome()
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A temporary folder, locked while this process lives; those whose process was killed are removed."""
+    sweep_folders()
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as name:
+        lock = HostLock(Path(name, "lock"))
+        lock.acquire()
+        try:
+            yield Path(name)
+        finally:
+            lock.release()
+
+
+def sweep_folders() -> None:
+    """Remove this user's temporary folders that no process holds any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):  # another `grid run` may sweep at the same moment
+            seen = folder.lstat()
+            if seen.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+                continue
+            path = folder / "lock"
+            lock = HostLock(path)
+            if lock.acquire() if path.exists() else time.time() - seen.st_mtime > LOCKLESS_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
 
 
 @contextmanager
@@ -198,27 +214,47 @@ def _workers(store: Store, folder: Path, resume: str) -> Iterator[Workers]:
         workers.close()
 
 
+def clear_other_numerics(store: Store, runs: Collection[str]) -> None:
+    """Let those of `runs` start again that an earlier session gave up, since this machine computes otherwise."""
+    failures = read_failures(store, runs)
+    clear_failures(store, [run for run, failure in failures.items() if failure.reason == OtherNumerics.reason])
+
+
 class _StopNow(BaseException):
     """A second Ctrl-C: whatever is under way is left where it is."""
 
 
-@contextmanager
-def _stop_on_signals(session: Session) -> Iterator[None]:
-    """A first SIGINT or SIGTERM asks the session to stop, a second one ends it at once."""
+class _Signals:
+    """What SIGINT and SIGTERM do to a session: a first one asks it to stop, a second one ends it at once.
 
-    def hear(number: int, _frame: FrameType | None) -> None:
-        if not session.stopping:
-            session.stop(signal.Signals(number).name)
-            return
-        session.workers.signal(signal.SIGKILL)
-        raise _StopNow
+    Until `stop` names the session they do what they did before; once it is over they do nothing, up to the moment
+    when all it had is put away.
+    """
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with suppress(_StopNow):
-            yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.is_over = False
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def stop(self, session: Session) -> None:
+        """From now on `session` is what a signal stops."""
+
+        def hear(number: int, _frame: FrameType | None) -> None:
+            if not session.stopping:
+                session.stop(signal.Signals(number).name)
+                return
+            session.workers.signal(signal.SIGKILL)
+            if not self.is_over:
+                raise _StopNow
+
+        self._before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
@@ -246,15 +282,17 @@ class Session:
         self.known = Known()
         self.unfinished: list[Work] = []  # of the chosen part, what is neither done nor failed, nor waits for a result
         self.num_done = self.num_failed = 0
-        self.waiting: dict[str, str] = {}
-        self._set_expansion(expand(grid, {}, facts))
+        self.sight = expanded(grid, {}, facts)
+        self.work = chosen_work(self.sight.expansion, choice)
         self.stopping: str | None = None
         self.store_error: StoreError | None = None  # what ends the session once its runs have stopped
         self.tries: dict[Work, Tries] = {}
         self._ended: deque[Worker] = deque()  # at work no longer, and not yet concluded
+        self._untold: set[Work] = set()  # attempts that may go on from a checkpoint: their first word says from where
         self.elsewhere: dict[Work, Elsewhere] = {}
         self._halted = False
         self._told_stop = False
+        self._told_failed: set[str] = set()
         self._unreachable_since: float | None = None
         self._observe_at = 0.0  # by the monotonic clock
         self._ask_again = 0.0  # when a store that did not answer is asked next, by the monotonic clock
@@ -268,6 +306,7 @@ class Session:
             except StoreError as error:
                 self.bear(error)
             self.tell_stop()
+            self.tell_beginnings(self.workers.active.values())
             self.view.show(self.progress())
             at_work = self.workers.active or self._ended
             if not at_work and (self.stopping is not None or not self.left()):
@@ -305,34 +344,17 @@ class Session:
 
     # Seeing
 
-    def _set_expansion(self, expansion: Expansion) -> None:
-        self.expansion = expansion
-        self.runs = expansion.runs()
-        self.homes = homes(expansion)
-        self.work = chosen_work(expansion, self.choice)
-        self.all_work = chosen_work(expansion, Choice())
-
     def observe(self) -> None:
         """Bring `known`, `expansion` and `waiting` up to date with the store, and record the decisions now possible."""
-        decisions = read_decisions(self.store, self.grid.name)
-        while True:
-            self._set_expansion(expand(self.grid, decisions, self.facts))
-            tested = {work.run for work in self.all_work if work.is_test}
-            self.known = Known(
-                decisions,
-                read_numbers(self.store, self.runs, self.known.results),
-                read_tests(self.store, tested, self.known.tests),
-                read_failures(self.store, self.runs),
-            )
-            said = decide(self.grid, self.expansion, self.known.results, self.known.failures, datetime.now(UTC))
-            self.waiting = {stage: each.reason for stage, each in said.items() if isinstance(each, Waiting)}
-            made = [each for each in said.values() if isinstance(each, Decision)]
-            if not made:
-                break
-            for each in made:
-                stands = record_decision(self.store, self.grid.name, each)
-                self.view.say("kept", f"{each.stage}: {', '.join(stands.kept)}: {stands.because}")
-            decisions = read_decisions(self.store, self.grid.name)
+        self.sight = observe(
+            self.grid,
+            self.store,
+            self.facts,
+            self.sight,
+            tell=lambda each: self.view.say("kept", f"{each.stage}: {', '.join(each.kept)}: {each.because}"),
+        )
+        self.known = self.sight.known
+        self.work = chosen_work(self.sight.expansion, self.choice)
         self._unreachable_since = None
         self._observe_at = float("inf")  # until something ends, or a run elsewhere is to be looked at
         self.unfinished = startable(self.work, self.known)
@@ -345,7 +367,7 @@ class Session:
         for work, seen in list(self.elsewhere.items()):
             if self.known.is_done(work) or self.known.is_failed(work):
                 del self.elsewhere[work]
-                self.view.say("done", f"{self.label(work)} (trained elsewhere)")
+                self.view.say("done", f"{self.sight.label(work)} (trained elsewhere)")
             elif (now_seen := self.look(work, seen)) is None:
                 del self.elsewhere[work]
             else:
@@ -360,7 +382,7 @@ class Session:
         """
         now = time.monotonic()
         lease = read_leases(self.store, [work.run]).get(work.run)
-        told = active_runs({work.run: lease}, datetime.now(UTC)).get(work.run) if lease else None
+        told = _running(self.store, work.run, lease) if lease and _is_fresh(lease, datetime.now(UTC)) else None
         lock = run_lock(self.store, work.run)
         if not lock.acquire():
             return Elsewhere(told or "running in another process", lease, now, now + LOOK_AGAIN_SECONDS)
@@ -389,16 +411,16 @@ class Session:
             and work not in self.elsewhere
             and self.tries.get(work, Tries()).not_before <= now
         ]
-        specs: dict[str, ExperimentSpec] = {work.run: self.runs[work.run].spec for work in ready}
+        specs: dict[str, ExperimentSpec] = {work.run: self.sight.runs[work.run].spec for work in ready}
         active = [each.share for each in self.workers.active.values()]
         for work, share in next_starts(ready, specs, self.machine, self.parallel, active):
             if self.stopping is not None:
                 return
-            self.start(work, self.runs[work.run], share)
+            self.start(work, self.sight.runs[work.run], share)
 
     def _is_halted(self) -> bool:
         limit = self.grid.max_failed
-        failed = {work.run for work in self.all_work if self.known.is_failed(work)}
+        failed = {work.run for work in self.sight.work if self.known.is_failed(work)}
         halted = limit is not None and len(failed) > limit
         if halted and not self._halted:
             self.view.say(
@@ -415,15 +437,18 @@ class Session:
             self._observe_at = time.monotonic()  # another process of the same grid was faster
             return
         write_run_spec(self.store, run)
-        self.view.say("start", f"{self.label(work)} ({work.run})")
-        self.workers.start(work, self.label(work), run.spec, share)
+        if not work.is_test and checkpoint_head(self.store, run.id) is not None:
+            self._untold.add(work)
+        else:
+            self.view.say("start", f"{self.sight.label(work)} ({work.run})")
+        self.workers.start(work, self.sight.label(work), run.spec, share)
         if self.stopping is not None:  # the signal came while the process was being made
             self.workers.signal(signal.SIGTERM)
 
     def _went_elsewhere(self, work: Work, seen: Elsewhere) -> None:
         self.elsewhere[work] = seen
         self._observe_at = min(self._observe_at, seen.look_again)
-        self.view.say("waits", f"{self.label(work)}: {seen.told}")
+        self.view.say("waits", f"{self.sight.label(work)}: {seen.told}")
 
     def conclude(self, worker: Worker) -> None:
         """Take in the end of an attempt: say what it means, record what the trainer could not.
@@ -432,8 +457,11 @@ class Session:
         """
         work, exit_code, now = worker.work, worker.exit_code, time.monotonic()
         assert exit_code is not None
+        self.tell_beginnings([worker])
         self._observe_at = now
         if self.stopping is not None and exit_code != ExitCode.OK:
+            return
+        if exit_code == ExitCode.DEVICE and self._conclude_other_numerics(worker):
             return
         sequence = checkpoint_sequence(self.store, work.run)
         verdict, tries = judge(exit_code, self.tries.get(work, Tries()), sequence, now)
@@ -507,8 +535,25 @@ class Session:
             record_failure(self.store, failure)
         self._say_failed(worker, failure)
 
+    def _conclude_other_numerics(self, worker: Worker) -> bool:
+        """Whether this machine cannot go on as the run began, which no further attempt would change."""
+        run = worker.work.run
+        lease = read_leases(self.store, [run]).get(run)
+        recorded = attempt_failure(self.store, run, lease.attempt if lease else None)
+        if recorded is None or recorded.reason != OtherNumerics.reason:
+            return False
+        hint = (
+            f"`grid run {self.grid.name} --resume inexact` goes on here, and the result says so; or go on where the "
+            "run began"
+        )
+        failure = recorded.model_copy(update={"final": True, "hint": hint})
+        record_failure(self.store, failure)
+        self._say_failed(worker, failure)
+        return True
+
     def _say_failed(self, worker: Worker, failure: Failure) -> None:
-        hint = f"\n       hint: {failure.hint}" if failure.hint else ""
+        self._told_failed.add(failure.run)
+        hint = f"\nhint: {failure.hint}" if failure.hint else ""
         self.view.say("failed", f"{worker.label}: {failure.reason}: {failure.message}{hint}")
 
     def _keep_output(self, worker: Worker) -> str | None:
@@ -523,10 +568,16 @@ class Session:
 
     # Telling
 
-    def label(self, work: Work) -> str:
-        """The run as people know it: its first home, its seed where there are several, and whether it is tested."""
-        seed = f" seed {self.runs[work.run].spec.seed}" if len(self.expansion.seeds) > 1 else ""
-        return f"{self.homes[work.run][0]}{seed}{' test' if work.is_test else ''}"
+    def tell_beginnings(self, workers: Iterable[Worker]) -> None:
+        """Say of each attempt that found a checkpoint where it goes on, once it has said so itself."""
+        for worker in workers:
+            if worker.work in self._untold and worker.has_begun:
+                self._untold.discard(worker.work)
+                told = f"{worker.label} ({worker.work.run})"
+                if worker.resumed_from is None:
+                    self.view.say("start", told)
+                else:
+                    self.view.say("resume", f"{told} from epoch {worker.resumed_from}")
 
     def tell_stop(self) -> None:
         """Say once that a stop was heard: a signal's handler must not draw."""
@@ -534,16 +585,14 @@ class Session:
             self._told_stop = True
             if self.workers.active:
                 count = len(self.workers.active)
-                runs = "1 run saves and stops" if count == 1 else f"{count} runs save and stop"
+                runs = f"{count_text(count, 'run')} {'saves and stops' if count == 1 else 'save and stop'}"
                 self.view.say("note", f"{self.stopping}: {runs}; Ctrl-C again ends at once, and loses nothing either")
 
-    def tell(self, adoption: Adoption) -> None:
-        """Say what became of the grid in the store."""
-        if adoption.changes:
-            changes = "".join(f"\n       {line}" for line in adoption.changes)
-            self.view.say("note", f"grid {self.grid.name} updated{changes}")
-        for stage in adoption.set_aside:
-            self.view.say("note", f"the decision of stage {stage} no longer fits and is set aside")
+    def tell_waits(self) -> None:
+        """Say for what the chosen stages wait, where nothing of them is known yet."""
+        for stage in self.sight.expansion.stages:
+            if stage.waiting and self.choice.takes_stage(stage.name):
+                self.view.say("waits", f"{stage.name}: {stage.waiting}")
 
     def progress(self) -> GridProgress:
         """How far the grid is."""
@@ -555,8 +604,8 @@ class Session:
             num_waiting=max(0, num_waiting),
             num_failed=self.num_failed,
             running=running,
-            elsewhere=tuple(f"{self.label(each)}: {seen.told}" for each, seen in self.elsewhere.items()),
-            later_stages=tuple(stage.name for stage in self.expansion.stages if stage.waiting),
+            elsewhere=tuple(f"{self.sight.label(each)}: {seen.told}" for each, seen in self.elsewhere.items()),
+            later_stages=tuple(stage.name for stage in self.sight.expansion.stages if stage.waiting),
             seconds_left=time_left(running, num_waiting, self._durations),
             loading=num_waiting > 0 and not self.workers.is_ready,
             stopping=self.stopping is not None,
@@ -565,7 +614,14 @@ class Session:
     def outcome(self) -> Outcome:
         """How the grid stands."""
         failed = {each.run: self.known.failures[each.run] for each in self.work if self.known.is_failed(each)}
-        return Outcome(self.expansion, self.known, self.stopping is not None, failed, self.waiting)
+        return Outcome(
+            self.sight.expansion,
+            self.known,
+            self.stopping is not None,
+            failed,
+            {stage: each.reason for stage, each in self.sight.waiting.items()},
+            frozenset(self._told_failed),
+        )
 
 
 def time_left(running: Sequence[RunProgress], num_waiting: int, durations: Sequence[float]) -> float | None:
@@ -588,8 +644,9 @@ class Status:
     """How a grid stands in the store, whoever trains it."""
 
     expansion: Expansion
+    facts: Facts
     known: Known
-    active: Mapping[str, str]  # by run: `running on node-1:4711, epoch 3`
+    active: Mapping[str, str]  # by run: `running on node-1:4711, epoch 3`, `stopped, goes on from epoch 3`
     waiting: Mapping[str, str]  # by stage that is not decided: why
     misfits: tuple[str, ...]  # stages whose recorded decision is over other rows than the grid has, and is left out
 
@@ -606,13 +663,49 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
     decisions = {stage: decision for stage, decision in recorded.items() if stage not in misfits}
     runs = expansion.runs()
     known = Known(decisions, read_numbers(store, runs), read_tests(store, runs), read_failures(store, runs))
-    said = decide(grid, expansion, known.results, known.failures, now())
+    said = due_decisions(grid, expansion, known.results, known.failures, now())
     waiting = {
         stage: each.reason if isinstance(each, Waiting) else "for `grid run` to record its decision"
         for stage, each in said.items()
     }
     unfinished = dict.fromkeys(work.run for work in chosen_work(expansion, Choice()) if not known.is_done(work))
-    return Status(expansion, known, active_runs(read_leases(store, unfinished), now()), waiting, misfits)
+    leases = read_leases(store, unfinished)
+    active = {run: activity(store, run, lease, now(), is_trained=run in known.results) for run, lease in leases.items()}
+    return Status(expansion, facts, known, {run: told for run, told in active.items() if told}, waiting, misfits)
+
+
+def activity(store: Store, run: str, lease: LeaseRecord, now: datetime, *, is_trained: bool) -> str | None:
+    """What became of the attempt that has or had the run's lease; none where there is nothing to go on from.
+
+    Of an attempt on this host its lock says whether it lives; of another host's, only how fresh its lease is.
+    """
+    if _is_alive(store, run, lease, now):
+        return _running(store, run, lease)
+    head = checkpoint_head(store, run)
+    return None if is_trained or head is None else f"stopped, goes on from epoch {head.epochs_done + 1}"
+
+
+def _is_alive(store: Store, run: str, lease: LeaseRecord, now: datetime) -> bool:
+    if lease.released:
+        return False
+    if lease.host == this_host():
+        with suppress(StoreError):  # a store that cannot be written has no locks either: its lease has to do
+            lock = run_lock(store, run)
+            is_free = lock.acquire()
+            lock.release()
+            return not is_free
+    return _is_fresh(lease, now)
+
+
+def _is_fresh(lease: LeaseRecord, now: datetime) -> bool:
+    """Whether the lease was renewed within its term, by a clock that may differ: to be shown, not to be acted on."""
+    return not lease.released and (now - lease.heartbeat).total_seconds() < EXPIRY_SECONDS
+
+
+def _running(store: Store, run: str, lease: LeaseRecord) -> str:
+    """Where the run is trained, and how far it is by what is newest: its lease, or its checkpoint."""
+    head = checkpoint_head(store, run)
+    return f"running on {lease.holder}, epoch {max(lease.epoch, head.epochs_done if head else 0) + 1}"
 
 
 def retry(grid: Grid, store: Store, choice: Choice | None = None) -> dict[str, Failure]:
@@ -620,10 +713,6 @@ def retry(grid: Grid, store: Store, choice: Choice | None = None) -> dict[str, F
     choice = choice or Choice()
     facts = gather_facts(store, wanted(grid))
     expansion, _ = fitting(grid, read_decisions(store, grid.name), facts)
+    refuse_no_fit(choice, grid, expansion)
     runs = [work.run for work in chosen_work(expansion, choice)]
-    if choice.only is not None and not runs:
-        raise SpecError(
-            f"--only: got {choice.only!r}, which fits no run of grid {grid.name}",
-            hint="`grid status` lists the experiments; * stands for any text",
-        )
     return clear_failures(store, list(dict.fromkeys(runs)))

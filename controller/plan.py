@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
-from controller.grid import BASE, Grid, KeepBest, KeepThis, Stage, TestBest, TestThese
-from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpansion, rows_of, with_facts
+from controller.grid import Grid
+from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpansion, rows_of
+from controller.stages import BASE, KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.standing import Choice
+from controller.wording import bytes_text, columns, count_text, elided, listed, plain, seconds_text, wrapped
 from trainer.identity import Identifier
 from trainer.result import Result
-from trainer.spec import AdamWSpec, DataSpec, ExperimentSpec, RunSpec, lower_is_better
+from trainer.sizes import Shape, Size, num_means, shape_of, state_bytes, training_bytes
+from trainer.spec import DataSpec, ExperimentSpec, lower_is_better
 
 MAX_OUTCOMES = 2_000  # ways in which open stages may be decided that are gone through
 MAX_ROWS = 50_000  # rows that going through them may build
-BYTES_PER_NUMBER = 4  # parameters and optimiser state are fp32 at every precision
 ROWS_SHOWN = 12
 SPEED_SAMPLE = 100  # results of one network that are read to know its speed: ids are hashes, so any are a fair sample
 
@@ -60,7 +62,7 @@ class RowPlan:
 
     experiment: str
     runs: tuple[str, ...]
-    states: tuple[str, ...]  # of each run: new, shared (an earlier row has it) or stored (its result is there)
+    states: tuple[str, ...]  # of each run: new, shared (an earlier row has it) or stored (its numbers are there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class StagePlan:
     num_runs: int  # rows times seeds
     new: Bounds  # runs to train that no earlier stage has
     shared: Bounds  # runs that an earlier row of the grid has already
-    stored: Bounds  # runs, not shared, whose result is in the store
+    stored: Bounds  # runs, not shared, whose result is in the store; of a test stage those that are tested
     keeps: str
     because: str | None  # the reason of a decision or of the grid's author; none while a rule is to decide
     waiting: str | None  # why its rows are not known yet
@@ -83,16 +85,18 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What to ask for, as far as the store's index and earlier results say; none where they do not."""
+    """What to ask for, as far as the store's index, earlier results and the networks say; none where they do not."""
 
     images_per_epoch: tuple[tuple[str, int, int], ...]  # of each selection of data: its name, training, validation
     cache_bytes: int | None  # decoded images, uncropped, of every data set and resize together
     peak_memory_bytes: int | None  # the largest that earlier results of like runs had
+    estimated_memory_bytes: int | None  # the largest by the size of its network, of runs without a like one's result
     checkpoint_bytes: int | None  # the largest run's state and best weights
     seconds: float | None  # of all new runs that are known and timed, one after another
     num_timed: int
     num_untimed: int
     unmeasured: tuple[str, ...]  # networks without an earlier result at this batch and image size
+    unsized: Mapping[str, str]  # networks of unknown size, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,30 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """The plan as plain values for JSON."""
         return dataclasses.asdict(self) | {"bounds": "pairs of least (null: not worked out) and most"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of each network what it measures, or why that is not known; by the key of its shape."""
+
+    known: dict[str, Size] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+def shapes_of(expansion: Expansion, facts: Facts) -> list[Shape]:
+    """The distinct networks that the grid trains as far as it is known."""
+    shapes: dict[tuple[int, str, int], Shape] = {}
+    for stage in expansion.stages:
+        for experiment in stage.experiments:
+            spec = experiment.spec
+            if (place := _place(spec)) not in shapes:
+                shapes[place] = shape_of(spec, facts.data[spec.data.name].num_classes)
+    return list({shape.key: shape for shape in shapes.values()}.values())
+
+
+def _place(spec: ExperimentSpec) -> tuple[int, str, int]:
+    """What rows with the same network share, found faster than the network's shape: they have one model object."""
+    return id(spec.model), spec.data.name, spec.data.crop
 
 
 def runs_alike(expansion: Expansion, finished: Iterable[str]) -> list[str]:
@@ -160,8 +188,11 @@ def make_plan(
     existing_results: AbstractSet[str],
     speeds: Mapping[SpeedKey, Speed],
     choice: Choice | None = None,
+    *,
+    existing_tests: AbstractSet[str] = frozenset(),
+    sizes: Sizes | None = None,
 ) -> Plan:
-    """The plan of `grid` as far as `expansion` knows it; `existing_results` are ids of runs that have a result.
+    """The plan of `grid` as far as `expansion` knows it; the existing ones are ids of runs that have numbers.
 
     A stage that waits for others is counted for every way in which they may be decided, as far as MAX_OUTCOMES.
     What `choice` leaves out is counted nowhere, not even as what an earlier stage has.
@@ -176,9 +207,9 @@ def make_plan(
         if not choice.takes_stage(stage.name):
             continue
         if known.is_test:
-            stages.append(_test_plan(grid, stage, known, choice))
+            stages.append(_test_plan(grid, stage, known, choice, existing_tests))
         else:
-            stages.append(_stage_plan(stage, known, counts, existing_results, seen))
+            stages.append(_stage_plan(grid, stage, known, counts, existing_results, seen))
     runs = expansion_runs(expansion)
     return Plan(
         grid=grid.name,
@@ -189,7 +220,9 @@ def make_plan(
         stored=counts.total("stored"),
         new=counts.total("new"),
         new_now=sum(run not in existing_results for run in runs),
-        resources=_resources(runs, facts, existing_results, speeds, any(stage.is_test for stage in stages)),
+        resources=_resources(
+            runs, facts, existing_results, speeds, sizes or Sizes(), any(stage.is_test for stage in stages)
+        ),
         choice=choice,
     )
 
@@ -217,7 +250,12 @@ def expansion_runs(expansion: Expansion) -> dict[str, Run]:
 
 
 def _stage_plan(
-    stage: Stage, known: StageExpansion, counts: _Outcomes, existing: AbstractSet[str], seen: set[str]
+    grid: Grid,
+    stage: Stage,
+    known: StageExpansion,
+    counts: _Outcomes,
+    existing: AbstractSet[str],
+    seen: set[str],
 ) -> StagePlan:
     rows = tuple(_row_plan(experiment, existing, seen) for experiment in known.experiments)
     return StagePlan(
@@ -229,7 +267,7 @@ def _stage_plan(
         new=counts.of(stage.name, "new"),
         shared=counts.of(stage.name, "shared"),
         stored=counts.of(stage.name, "stored"),
-        keeps=_keeps(stage, known),
+        keeps=_keeps(stage, known, grid),
         because=_because(stage, known),
         waiting=known.waiting,
         rows=rows,
@@ -244,34 +282,50 @@ def _row_plan(experiment: Experiment, existing: AbstractSet[str], seen: set[str]
     return RowPlan(experiment.name, tuple(run.id for run in experiment.runs), tuple(states))
 
 
-def _test_plan(grid: Grid, stage: Stage, known: StageExpansion, choice: Choice) -> StagePlan:
+def _test_plan(grid: Grid, stage: Stage, known: StageExpansion, choice: Choice, tested: AbstractSet[str]) -> StagePlan:
     is_open = known.waiting is not None and isinstance(stage.test, TestBest)
-    num_rows = stage.test.best if is_open and isinstance(stage.test, TestBest) else len(known.experiments)
-    ids = tuple(RowPlan(each.name, tuple(run.id for run in each.runs), ()) for each in known.experiments)
-    num_runs = num_rows * len(grid.seeds) if is_open else sum(len(row.runs) for row in ids)
+    num_rows = len(known.experiments)
+    if is_open and isinstance(stage.test, TestBest):
+        num_rows = min(stage.test.best, _num_testable(grid, stage.test))
+    rows = tuple(
+        RowPlan(
+            each.name,
+            tuple(run.id for run in each.runs),
+            tuple("stored" if run.id in tested else "shared" for run in each.runs),
+        )
+        for each in known.experiments
+    )
+    num_runs = num_rows * len(grid.seeds) if is_open else sum(len(row.runs) for row in rows)
     least = 0 if is_open and choice.only is not None else num_runs  # which rows they are is not known
-    none = Bounds(0, 0)
+    num_stored = sum(state == "stored" for row in rows for state in row.states)
     return StagePlan(
         name=stage.name,
         is_test=True,
         start=None,
         num_rows=num_rows,
         num_runs=num_runs,
-        new=none,
-        shared=Bounds(least, num_runs),
-        stored=none,
-        keeps=_keeps(stage, known),
+        new=Bounds(0, 0),
+        shared=Bounds(least - num_stored, num_runs - num_stored),
+        stored=Bounds(num_stored, num_stored),
+        keeps=_keeps(stage, known, grid),
         because=_because(stage, known),
         waiting=known.waiting,
-        rows=ids,
+        rows=rows,
     )
 
 
-def _keeps(stage: Stage, known: StageExpansion) -> str:
+def _num_testable(grid: Grid, test: TestBest) -> int:
+    """How many rows there are at most to choose from."""
+    return sum(len(grid.candidates(grid.stage(name))) for name in test.of or ())
+
+
+def _keeps(stage: Stage, known: StageExpansion, grid: Grid) -> str:
     if known.decision is not None:
         return ", ".join(known.kept)
     if isinstance(stage.test, TestBest):
-        return f"best {stage.test.best} by {stage.test.by}"
+        there_are = _num_testable(grid, stage.test)
+        few = f", {count_text(there_are, 'row')} at most" if there_are < stage.test.best else ""
+        return f"best {stage.test.best} by {stage.test.by}{few}"
     if isinstance(stage.keep, KeepBest):
         return f"{'lowest' if lower_is_better(stage.keep.best) else 'highest'} {stage.keep.best}"
     return f"{', '.join(known.kept)} (pinned)" if known.kept else "pinned rows"
@@ -358,7 +412,7 @@ class _Outcomes:
         if stage.name not in self._starts:
             self._visit(index + 1, kept, seen, sums)
             return
-        rows = rows_of(self._grid, stage, kept[stage.start])
+        rows = rows_of(self._grid, stage, kept[stage.start], self._facts)
         choices = [row for row in rows if not known.kept or row.candidate.name in known.kept]
         if index + 1 == self._num_counted:
             choices = choices[:1]  # no stage that is counted hangs on the choice
@@ -369,8 +423,8 @@ class _Outcomes:
         """Ids of the chosen runs of each row."""
         if known.experiments:
             return [[run.id for run in experiment.runs] for experiment in known.experiments]
-        rows = rows_of(self._grid, stage, start)
-        key = (stage.name, id(rows))  # the grid keeps the rows it built, so that their id() stays theirs
+        rows = rows_of(self._grid, stage, start, self._facts)
+        key = (stage.name, id(rows))  # search keeps the rows it built, so that their id() stays theirs
         if key not in self._ids:
             self._ids[key] = [self._chosen_ids(stage, row) for row in rows]
         return self._ids[key]
@@ -378,7 +432,7 @@ class _Outcomes:
     def _chosen_ids(self, stage: Stage, row: Row) -> list[str]:
         if not self._choice.takes_stage(stage.name):
             return []
-        found = self._identifier.run_ids(with_facts(row.spec, self._facts), self._grid.stage_seeds(stage))
+        found = self._identifier.run_ids(row.spec, self._grid.stage_seeds(stage))
         return [run for run in found if self._choice.takes(stage.name, row.candidate.name, run)]
 
     def _note(self, stage: str, what: str, count: int) -> None:
@@ -390,35 +444,53 @@ class _Outcomes:
             self._found[stage, what] = Bounds(min(before.least, count), max(before.most, count))
 
 
+@dataclass(slots=True)
+class _Alike:
+    """Runs that differ in nothing that their cost hangs on."""
+
+    spec: ExperimentSpec  # of one of them
+    num_runs: int = 0
+    num_new: int = 0
+
+
 def _resources(
     runs: Mapping[str, Run],
     facts: Facts,
     existing: AbstractSet[str],
     speeds: Mapping[SpeedKey, Speed],
+    sizes: Sizes,
     tests: bool,
 ) -> Resources:
     by_data: dict[tuple[str, int, int | None], DataSpec] = {}
-    networks: dict[SpeedKey, list[ExperimentSpec]] = {}
     seconds, num_timed, num_untimed = 0.0, 0, 0
-    state_bytes = []
-    parameters = {key.architecture: speed.num_parameters for key, speed in speeds.items()}
-    for name, run in runs.items():
-        spec = run.spec
-        by_data.setdefault((spec.data.name, spec.data.resize, spec.data.images_per_class), spec.data)
-        if spec.model.architecture in parameters:
-            state_bytes.append(_state_bytes(spec, parameters[spec.model.architecture]))
-        if name in existing:
+    state, measured, estimated = [], [], []
+    unmeasured: dict[str, None] = {}
+    unsized: dict[str, str] = {}
+    earlier_sizes = {key.architecture: speed for key, speed in speeds.items()}
+    for alike in _grouped(runs, existing):
+        spec = alike.spec
+        data, architecture = spec.data, spec.model.architecture
+        by_data.setdefault((data.name, data.resize, data.images_per_class), data)
+        shape = shape_of(spec, facts.data[data.name].num_classes).key
+        size = sizes.known.get(shape)
+        if size is not None:
+            state.append(state_bytes(spec, size.num_parameters + size.num_buffers, size.num_trainable_parameters))
+        elif (earlier := earlier_sizes.get(architecture)) is not None:
+            state.append(state_bytes(spec, earlier.num_parameters, earlier.num_trainable_parameters))
+        if not alike.num_new:
             continue
-        key = SpeedKey(spec.model.architecture, spec.batch_size, spec.data.resize, spec.data.crop)
-        networks.setdefault(key, []).append(spec)
-        speed = speeds.get(key)
-        if speed is None:
-            num_untimed += 1
+        speed = speeds.get(SpeedKey(architecture, spec.batch_size, data.resize, data.crop))
+        if speed is not None:
+            seconds += alike.num_new * spec.epochs * sum(_epoch_images(data, facts)) / speed.images_per_second
+            num_timed += alike.num_new
+            measured.append(speed.peak_memory_bytes)
+            continue
+        num_untimed += alike.num_new
+        unmeasured[architecture] = None
+        if size is not None:
+            estimated.append(training_bytes(spec, size))
         else:
-            seconds += spec.epochs * sum(_epoch_images(spec.data, facts)) / speed.images_per_second
-            num_timed += 1
-    unmeasured = list(dict.fromkeys(key.architecture for key in networks if key not in speeds))
-    measured = [speeds[key].peak_memory_bytes for key in networks if key in speeds]
+            unsized[architecture] = sizes.unknown.get(shape, "")
     selections = {(data.name, data.images_per_class): data for data in by_data.values()}
     return Resources(
         images_per_epoch=tuple(
@@ -427,12 +499,27 @@ def _resources(
         ),
         cache_bytes=_cache_bytes(by_data.values(), facts, tests),
         peak_memory_bytes=max(measured, default=None),
-        checkpoint_bytes=max(state_bytes, default=None),
+        estimated_memory_bytes=max(estimated, default=None),
+        checkpoint_bytes=max(state, default=None),
         seconds=seconds if num_timed else None,
         num_timed=num_timed,
         num_untimed=num_untimed,
         unmeasured=tuple(unmeasured),
+        unsized=unsized,
     )
+
+
+def _grouped(runs: Mapping[str, Run], existing: AbstractSet[str]) -> Iterable[_Alike]:
+    """The runs, many of which cost the same, in groups that are few."""
+    groups: dict[tuple[object, ...], _Alike] = {}
+    for name, run in runs.items():
+        spec = run.hyperparameters
+        kind = (id(spec.model), id(spec.data), spec.batch_size, spec.micro_batch, spec.epochs, num_means(spec))
+        if (group := groups.get(kind)) is None:
+            group = groups[kind] = _Alike(spec)
+        group.num_runs += 1
+        group.num_new += name not in existing
+    return groups.values()
 
 
 def _epoch_images(data: DataSpec, facts: Facts) -> tuple[int, int]:
@@ -456,48 +543,34 @@ def _cache_bytes(selections: Iterable[DataSpec], facts: Facts, tests: bool) -> i
     return round(total)
 
 
-def _state_bytes(spec: RunSpec, num_parameters: int) -> int:
-    """Parameters, the optimiser's running means of them, and the best epoch's parameters beside."""
-    optimizer = spec.optimizer
-    means = 2 if isinstance(optimizer, AdamWSpec) else 1 if optimizer.momentum else 0
-    return BYTES_PER_NUMBER * num_parameters * (2 + means)
-
-
 # The text
 
 
-def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN) -> str:
-    """The plan for a terminal: a table of stages, the rows that are known, totals, and what to ask for."""
-    seeds = ", ".join(map(str, plan.seeds[:8])) + (", …" if len(plan.seeds) > 8 else "")
-    lines = [f"grid {plan.grid}, {'seed' if len(plan.seeds) == 1 else 'seeds'} {seeds}", ""]
+def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN, width: int = 80) -> str:
+    """The plan for a terminal: a table of stages, the rows that are known, totals, and what to ask for.
+
+    Lines have at most `width` characters, from about 60 on.
+    """
+    lines = wrapped(f"grid {plan.grid}, {'seed' if len(plan.seeds) == 1 else 'seeds'} {_seeds(plan.seeds)}", width)
     if not plan.choice.is_all:
-        lines[1:] = [f"only what {_choice_text(plan.choice)} takes is counted", ""]
-    head = ("stage", "starts from", "rows", "runs", "new", "shared", "in store", "keeps")
-    body = [
-        (
-            stage.name,
-            "test part" if stage.is_test else stage.start or "",
-            f"{stage.num_rows:,}",
-            f"{stage.num_runs:,}",
-            str(stage.new),
-            str(stage.shared),
-            str(stage.stored),
-            stage.keeps,
-        )
-        for stage in plan.stages
-    ]
-    lines += _table(head, body, right=(2, 3, 4, 5, 6))
+        lines += wrapped(f"only what {_choice_text(plan.choice)} takes is counted", width)
+    lines += ["", *_stage_table(plan.stages, width)]
     for stage in plan.stages:
-        lines += ["", *_stage_text(stage, rows_shown)]
+        lines += ["", *_stage_text(stage, rows_shown, width)]
     later = " (stages that wait included)" if any(stage.waiting for stage in plan.stages) else ""
     now = f", {plan.new_now:,} of them known now" if plan.new != Bounds(plan.new_now, plan.new_now) else ""
-    lines += [
-        "",
-        f"total: {plan.distinct} distinct {_plural('run', plan.distinct)}{later}, {plan.stored} in the store, "
-        f"{plan.new} to train{now}",
-        *_resource_text(plan.resources),
-    ]
+    total = (
+        f"total: {plan.distinct} distinct {'run' if plan.distinct == Bounds(1, 1) else 'runs'}{later}, "
+        f"{plan.stored} in the store, {plan.new} to train{now}"
+    )
+    lines.append("")
+    for text in (total, *_resource_text(plan.resources)):
+        lines += wrapped(text, width)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds[:8])) + (", …" if len(seeds) > 8 else "")
 
 
 def _choice_text(choice: Choice) -> str:
@@ -505,24 +578,49 @@ def _choice_text(choice: Choice) -> str:
     return " ".join([*words, *([] if choice.only is None else [f"--only {choice.only!r}"])])
 
 
-def _plural(word: str, count: Bounds) -> str:
-    return word if count == Bounds(1, 1) else f"{word}s"
+def _stage_table(stages: Sequence[StagePlan], width: int) -> list[str]:
+    """A line for each stage with its counts; names give way where they are too long."""
+    head = ("stage", "starts from", "rows", "runs", "new", "shared", "in store")
+    counts = [
+        (f"{stage.num_rows:,}", f"{stage.num_runs:,}", str(stage.new), str(stage.shared), str(stage.stored))
+        for stage in stages
+    ]
+    taken = sum(max(map(len, cells)) + 2 for cells in zip(head[2:], *counts, strict=True))
+    room = max((width - taken - 2) // 2, len(head[1]))
+    names = [(stage.name, "test part" if stage.is_test else stage.start or "") for stage in stages]
+    body = [
+        (elided(name, room), elided(start, room), *cells) for (name, start), cells in zip(names, counts, strict=True)
+    ]
+    lengths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
+    return columns([head, tuple("─" * length for length in lengths), *body], right=range(2, len(head)))
 
 
-def _stage_text(stage: StagePlan, rows_shown: int) -> list[str]:
+def _stage_text(stage: StagePlan, rows_shown: int, width: int) -> list[str]:
+    because = f", because {stage.because}" if stage.because else ""
+    verb = "tests" if stage.is_test else "keeps"
+    lines = wrapped(f"{stage.name}: {verb} {stage.keeps}{because}", width)
     if stage.waiting is not None:
-        return [f"{stage.name}: rows known later, it waits {stage.waiting}"]
+        return lines + wrapped(f"rows known later, it waits {stage.waiting}", width, indent=2)
     words = {"shared": "shared with an earlier row", "stored": "in the store", "new": "new"}
-    body = []
-    for row in stage.rows[:rows_shown]:
-        states = [words[state] for state in dict.fromkeys(row.states)]
-        runs = ", ".join(row.runs[:3]) + (f" and {len(row.runs) - 3} more" if len(row.runs) > 3 else "")
-        body.append((f"  {row.experiment}", runs, ", ".join(states)))
-    kept = f" keeps {stage.keeps}, because {stage.because}" if stage.because else ""
-    lines = [f"{stage.name}:{kept}", *_columns(body)]
-    if len(stage.rows) > rows_shown:
-        lines.append(f"  … and {len(stage.rows) - rows_shown:,} more rows")
-    return lines
+    if stage.is_test:
+        words = {"shared": "to be tested", "stored": "tested"}
+    body = [
+        (plain(row.experiment), listed(row.runs, 3), ", ".join(words[state] for state in dict.fromkeys(row.states)))
+        for row in stage.rows[:rows_shown]
+    ]
+    if all(sum(map(len, cells)) + 6 <= width for cells in body):
+        aligned = columns(body)
+        if all(len(line) + 2 <= width for line in aligned):
+            return lines + [f"  {line}" for line in aligned] + _more_rows(stage, rows_shown)
+    for name, runs, state in body:
+        lines += wrapped(f"{name}: {state}", width, indent=2)
+        lines += wrapped(runs, width, indent=4, hang=0)
+    return lines + _more_rows(stage, rows_shown)
+
+
+def _more_rows(stage: StagePlan, rows_shown: int) -> list[str]:
+    hidden = len(stage.rows) - rows_shown
+    return [f"  … and {count_text(hidden, 'more row')}"] if hidden > 0 else []
 
 
 def _resource_text(resources: Resources) -> list[str]:
@@ -530,62 +628,39 @@ def _resource_text(resources: Resources) -> list[str]:
     for name, train, validation in resources.images_per_epoch:
         lines.append(f"images per epoch: {train:,} training and {validation:,} validation ({name})")
     if resources.cache_bytes is not None:
-        lines.append(f"scratch: {_size(resources.cache_bytes)} for decoded images")
+        lines.append(f"scratch: {bytes_text(resources.cache_bytes)} for decoded images")
     else:
         lines.append("scratch: unknown, the index has no image sizes")
     unknown = []
+    memory = []
     if resources.peak_memory_bytes is not None:
-        more = f", but {', '.join(resources.unmeasured)} not yet measured" if resources.unmeasured else ""
-        lines.append(f"memory: {_size(resources.peak_memory_bytes)} at most in earlier runs{more}")
+        memory.append(f"{bytes_text(resources.peak_memory_bytes)} at most in earlier runs")
+    if resources.estimated_memory_bytes is not None:
+        others = "others " if memory else ""
+        memory.append(
+            f"{others}about {bytes_text(resources.estimated_memory_bytes)} a run at most, reckoned from the networks "
+            "for training on a CPU in fp32; decoded images in use come on top"
+        )
+    if memory:
+        lines.append(f"memory: {'; '.join(memory)}")
     elif resources.unmeasured:
         unknown.append("memory")
     if resources.checkpoint_bytes is not None:
-        lines.append(f"checkpoint: {_size(resources.checkpoint_bytes)} for the largest network seen so far")
+        lines.append(f"checkpoint: {bytes_text(resources.checkpoint_bytes)} for the largest network")
     elif resources.unmeasured:
         unknown.append("checkpoint size")
     if resources.seconds is not None:
-        rest = f"; {resources.num_untimed:,} further runs have no earlier speed" if resources.num_untimed else ""
-        number = f"{resources.num_timed:,} known {'run' if resources.num_timed == 1 else 'runs'}"
-        lines.append(f"time: {_duration(resources.seconds)} for {number} one after another{rest}")
+        rest = f"; {count_text(resources.num_untimed, 'further run')} without an earlier speed"
+        known = count_text(resources.num_timed, "known run")
+        lines.append(
+            f"time: about {seconds_text(resources.seconds)} for {known} one after another"
+            f"{rest if resources.num_untimed else ''}"
+        )
     elif resources.num_untimed:
         unknown.append("time")
     if unknown:
-        lines.append(f"{', '.join(unknown)}: unknown until the first run of {', '.join(resources.unmeasured)}")
+        lines.append(f"{', '.join(unknown)}: unknown until the first run of {listed(resources.unmeasured)}")
+    for architecture, why in resources.unsized.items():
+        if why:
+            lines.append(f"{architecture}: its size is not known: {why}")
     return lines
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = []
-    for row in [head, tuple("─" * width for width in widths), *body]:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells))
-    return lines
-
-
-def _columns(body: Sequence[Sequence[str]]) -> list[str]:
-    if not body:
-        return []
-    widths = [max(len(row[column]) for row in body) for column in range(len(body[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in body]
-
-
-def _size(num_bytes: float) -> str:
-    """`2.6 GB`, as disks and clusters count: powers of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

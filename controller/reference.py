@@ -1,4 +1,4 @@
-"""Writes the reference of specs and grids and the grid's JSON Schema from the models: `python -m controller.reference`.
+"""Writes the reference pages and JSON Schemas of specs, grids and settings: `python -m controller.reference`.
 
 With `--check` nothing is written: the exit status says whether the files are what the models come to.
 """
@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from controller.grid import SPEC_KEYS, GridFile, KeepBest, KeepThis, PinnedRow, Stage, TestBest, TestThese
+from controller.grid import EXTENSION
+from controller.settings import Settings, Toleration
+from controller.stages import SPEC_KEYS, GridFile, KeepBest, KeepThis, PinnedRow, Stage, TestBest, TestThese
 from trainer.document import show_value
 from trainer.spec import AUGMENTATIONS, NORMALIZATIONS, ExperimentSpec, NoIdentity, RunSpec
 
@@ -29,6 +31,8 @@ def files() -> dict[str, str]:
         "spec-reference.md": spec_reference(),
         "grid-reference.md": grid_reference(),
         "grid.schema.json": json.dumps(grid_schema(), indent=2) + "\n",
+        "settings-reference.md": settings_reference(),
+        "settings.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
     }
 
 
@@ -61,6 +65,7 @@ def grid_schema() -> dict[str, Any]:
     for owner in ("KeepThis", "PinnedRow"):
         pinned = definitions[owner]["properties"]["this"]
         definitions[owner]["properties"]["this"] = {"$ref": "#/$defs/Point", "description": pinned["description"]}
+    schema["patternProperties"] = {f"^{EXTENSION}": {"description": "anything; there to hold anchors"}}
     return schema
 
 
@@ -146,7 +151,63 @@ A dotted key (`optimizer.lr`) names a value of the [spec](spec-reference.md), an
 defaults for what it leaves out. `points`, `zip` and `vary` of one stage make their product; within it the last key
 goes round fastest. Rows are named by the values that the stage varies (`lr=0.01 gamma=0.5`) or by a point's `name`.
 
+A key of the outermost mapping that begins with `x-` may hold anything and means nothing: a place for YAML anchors,
+as in `x-small: &small {epochs: 2, batch_size: 16}` and then `base: {<<: *small, …}`.
+
 Equal experiments, wherever they stand, share their runs: what was trained once is not trained again."""
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON Schema of a settings file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema(by_alias=True)}
+
+
+def settings_reference() -> str:
+    """Markdown: every key of a settings file."""
+    lines = ["# Settings reference", "", _MARK, "", _SETTINGS_INTRODUCTION, "", *_section(Settings, "", "##")]
+    lines += ["## An item of `tolerations`", "", _first_line(Toleration), ""]
+    lines += _table([_row(Toleration, name, "") for name in Toleration.model_fields])
+    return "\n".join([*lines, _SETTINGS_EXAMPLES]).rstrip() + "\n"
+
+
+_SETTINGS_INTRODUCTION = """\
+Settings say where and how a grid's runs are placed on a cluster. They are no part of a run's identity: the same run in
+another namespace, on another GPU, has the same id and the same result. A grid keeps the settings it was submitted with.
+
+`--settings FILE` names a file, or `kind` or `gpu`, which come with the program; GRID_SETTINGS does so for a whole
+session. `--setting key=value` changes one key of it, as `--set` does in a grid: `--setting gpu.count=2`,
+`--setting env.TORCH_LOGS=+all`, `--setting queue=null`. A key left out has its default; an unknown key is an error.
+`settings.schema.json` beside this page lets an editor complete and check a file: put
+`# yaml-language-server: $schema=<path>/settings.schema.json` in its first line.
+
+The defaults pass Pod Security `restricted`: no root, no capability, a read-only root file system, no API token."""
+
+_SETTINGS_EXAMPLES = """\
+## What is decided for you
+
+- **Threads.** OMP_NUM_THREADS is always set, from the processors requested and never from the node's, because numbers
+  hang on it: the same run on a large and on a small node computes the same. A run that has begun keeps the threads of
+  its first attempt.
+- **Memory.** The limit is the request unless you say otherwise: a pod that may use more than it asked for is ended when
+  its neighbours want theirs. On a GPU, what earlier runs report is the GPU's memory, so `auto` is 8Gi there.
+- **Writable places.** /tmp, /cache and /dev/shm, and nothing else. /tmp and a cache without a claim go with the pod.
+- **Failures.** Exits 64, 65 and 70 fail the Job at once; 75, 143, evictions and preemptions are not counted; all else
+  is tried again until `max_tries` attempts have brought no newer checkpoint.
+- **Last words.** The trainer writes why it failed to the termination message; of one that could not, Kubernetes keeps
+  the end of its log.
+
+## The pod template patch
+
+It has the keys of a pod template, `metadata` and `spec`, and is merged as `kubectl patch` merges: mappings key by key,
+`containers`, `env`, `volumes`, `volumeMounts` and the like item by item, other lists as a whole; null removes a key. It
+comes last and may add whatever your cluster wants. What the contract with the trainer needs it may not touch: image,
+arguments, the variables and volumes that are set here, restart policy, grace period, the API token, the labels that the
+controller goes by. A further container belongs under `initContainers` with `restartPolicy: Always`, which makes it a
+sidecar: a Job waits for every other one to end. On OpenShift, which gives out user ids itself:
+
+    pod_template_patch:
+      spec: {securityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}}
+"""
 
 
 def _section(model: type[BaseModel], prefix: str, heading: str) -> list[str]:

@@ -1,42 +1,33 @@
-"""Which experiments a grid comes to, stage by stage, and what each stage keeps. Values in, values out."""
+"""Which experiments a grid comes to, stage by stage. Values in, values out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import fsum, isfinite
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from pydantic import Field, ValidationError
 
-from controller.grid import (
-    BASE,
-    Candidate,
-    Grid,
-    KeepBest,
-    KeepThis,
-    Stage,
-    TestBest,
-    TestThese,
-    assign,
-    matches,
-)
+from controller.grid import Grid
+from controller.rows import Candidate, assign, matches
+from controller.stages import BASE, KeepBest, KeepThis, Stage, TestBest, TestThese
 from trainer.document import MAX_ERRORS, Path, Problem, problems_of, show_value, spec_error
-from trainer.failure import DataError, ExitCode, Failure, SpecError
-from trainer.identity import Identifier, run_id, with_seed
-from trainer.result import Record, ResultNumbers
-from trainer.spec import DataSpec, ExperimentSpec, ModelSpec, RunSpec, lower_is_better
+from trainer.failure import DataError, SpecError
+from trainer.identity import Identifier, with_seed
+from trainer.result import Record
+from trainer.spec import DataSpec, ExperimentSpec, ModelSpec, RunSpec
 
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What a store's index says of one data set; counts and shares by part (train, validation, test)."""
+    """What a store's index says of one data set; counts and sums by part (train, validation, test)."""
 
     fingerprint: str
     num_classes: int
     class_counts: Mapping[str, tuple[int, ...]]  # images of each class, in the order of the classes
-    majority_share: Mapping[str, float]  # accuracy of always answering with the training part's largest class
     aspect_sums: Mapping[str, float] = field(default_factory=dict)  # longer by shorter side, summed over the images
 
     def num_images(self, part: str, images_per_class: int | None = None) -> int:
@@ -64,12 +55,17 @@ class Needs:
     classifiers: tuple[str, ...] = ()  # torchvision's, by name
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A spec with a seed under its id; many experiments may share it."""
 
     id: str
-    spec: RunSpec
+    hyperparameters: ExperimentSpec
+    seed: int
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the trainer reads; built when it is asked for, since most runs of a large grid are only counted."""
+        return with_seed(self.hyperparameters, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +124,6 @@ class Expansion:
         return {run.id: run for stage in self.stages for experiment in stage.experiments for run in experiment.runs}
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A stage that cannot be decided yet, and what would change that."""
-
-    reason: str
-    stopped: bool = False  # whether nothing comes of waiting: only `grid retry` or a changed grid helps
-
-
 class DecisionMismatch(SpecError):
     """A recorded decision does not fit the grid any more."""
 
@@ -147,19 +135,49 @@ class DecisionMismatch(SpecError):
         self.stage = stage
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row with what it starts from, complete but for the fingerprints."""
+class Row(NamedTuple):
+    """One row with what it starts from, and the spec that it comes to."""
 
     candidate: Candidate
     stage: str
     start: Row | None  # the kept row of an earlier stage; none for the grid's base
-    written: Mapping[str, Any]  # without defaults, as a grid file has it
-    spec: ExperimentSpec
+    common: Mapping[str, Any]  # what all rows of the stage begin with, as a grid file has it
+    spec: ExperimentSpec  # with every fingerprint
+
+    @property
+    def written(self) -> Mapping[str, Any]:
+        """The row's values without defaults, as a grid file has them."""
+        return _written(self.common, self.candidate)
+
+
+class _Memo:
+    """What was built of one grid, for as long as the facts are the same: the next call finds it."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.rows: dict[tuple[str, ...], tuple[Row, ...]] = {}  # by stage and the rows that it starts from
+        self.experiments: dict[tuple[str, ...], tuple[Experiment, ...]] = {}  # likewise
+
+
+_needs: WeakKeyDictionary[Grid, Needs] = WeakKeyDictionary()
+_memos: WeakKeyDictionary[Grid, _Memo] = WeakKeyDictionary()  # a grid never changes: what was built of it stays true
+
+
+def _memo(grid: Grid, facts: Facts) -> _Memo:
+    memo = _memos.get(grid)
+    if memo is None or memo.facts != facts:
+        memo = _memos[grid] = _Memo(facts)
+    return memo
 
 
 def wanted(grid: Grid) -> Needs:
     """What the facts given to `expand` must cover: whatever any row may name."""
+    if grid not in _needs:
+        _needs[grid] = _wanted(grid)
+    return _needs[grid]
+
+
+def _wanted(grid: Grid) -> Needs:
     found: dict[str, dict[str, list[Any]]] = {BASE: {key: [_at(grid.base, key)] for key in _NAMING}}
     for stage in grid.stages:
         if stage.test is None:
@@ -207,8 +225,9 @@ def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
 def expand(grid: Grid, decisions: Mapping[str, Decision], facts: Facts) -> Expansion:
     """The grid's stages with every row that `decisions` and pinned choices make known.
 
-    Raises SpecError on a row with wrong values, by its line in the grid file; DataError on what `facts` lack;
-    DecisionMismatch on a decision that was taken over other rows or by another rule.
+    Asked again with the same grid and facts it builds only what a new decision makes known. Raises SpecError on a row
+    with wrong values, by its line in the grid file; DataError on what `facts` lack; DecisionMismatch on a decision
+    that was taken over other rows or by another rule.
     """
     _check_facts(grid, facts)
     stages: list[StageExpansion] = []
@@ -223,13 +242,13 @@ def expand(grid: Grid, decisions: Mapping[str, Decision], facts: Facts) -> Expan
         if stage.start in undecided:
             if decision is not None:
                 raise DecisionMismatch(stage.name, f"stage {stage.start!r}, which it starts from, is not decided")
-            rows_of(grid, stage, _any_row(grid, stage.start))  # wrong values are told before the stage's turn comes
+            rows_of(grid, stage, _any_row(grid, stage.start, facts), facts)  # wrong values are told beforehand
             undecided.add(stage.name)
             waiting = f"for stage {stage.start} to be decided"
             stages.append(StageExpansion(stage.name, False, (), None, waiting))
             continue
-        rows = rows_of(grid, stage, kept[stage.start])
-        experiments = _experiments(grid, stage, rows, facts)
+        rows = rows_of(grid, stage, kept[stage.start], facts)
+        experiments = _experiments_of(grid, stage, kept[stage.start], facts)
         names = _kept_names(grid, stage, experiments, decision)
         if names:
             kept[stage.name] = next(row for row in rows if row.candidate.name == names[0])
@@ -277,45 +296,73 @@ def _check_facts(grid: Grid, facts: Facts) -> None:
         raise DataError("\n".join(told), hint=missing[-1][1])
 
 
-def rows_of(grid: Grid, stage: Stage, start: Row | None) -> tuple[Row, ...]:
-    """The stage's rows when it starts from `start`. Raises one SpecError for all wrong values."""
-    key = (stage.name, _lineage(start))
-    if key not in grid.memo:
-        grid.memo[key] = _rows(grid, stage, start)
-    found: tuple[Row, ...] = grid.memo[key]
-    return found
+def rows_of(grid: Grid, stage: Stage, start: Row | None, facts: Facts) -> tuple[Row, ...]:
+    """The stage's rows when it starts from `start`, the same object for the same grid and facts.
+
+    Raises one SpecError for all wrong values, DataError where a spec asks for another fingerprint than `facts` have.
+    """
+    memo = _memo(grid, facts)
+    key = (stage.name, *_lineage(start))
+    if key not in memo.rows:
+        memo.rows[key] = _rows(grid, stage, start, facts)
+    return memo.rows[key]
+
+
+def _experiments_of(grid: Grid, stage: Stage, start: Row | None, facts: Facts) -> tuple[Experiment, ...]:
+    memo = _memo(grid, facts)
+    key = (stage.name, *_lineage(start))
+    if key not in memo.experiments:
+        memo.experiments[key] = _experiments(stage, rows_of(grid, stage, start, facts), grid.stage_seeds(stage))
+    return memo.experiments[key]
 
 
 def _lineage(row: Row | None) -> tuple[str, ...]:
     return () if row is None else (*_lineage(row.start), row.stage, row.candidate.name)
 
 
-def _any_row(grid: Grid, name: str) -> Row | None:
+def _any_row(grid: Grid, name: str, facts: Facts) -> Row | None:
     """A row that the stage may well keep: the pinned one, or the first."""
     if name == BASE:
         return None
     stage = grid.stage(name)
     assert stage.start is not None
-    rows = rows_of(grid, stage, _any_row(grid, stage.start))
+    rows = rows_of(grid, stage, _any_row(grid, stage.start, facts), facts)
     pinned = pinned_name(grid, stage)
     return next((row for row in rows if row.candidate.name == pinned), rows[0])
 
 
-def _rows(grid: Grid, stage: Stage, start: Row | None) -> tuple[Row, ...]:
+def _written(common: Mapping[str, Any], candidate: Candidate) -> Mapping[str, Any]:
+    """`common` with the candidate's values: those of whole objects first, then those inside them."""
+    for key, path in _outermost_first(tuple(candidate.values)):
+        common = assign(common, path, candidate.values[key])
+    return common
+
+
+@lru_cache(maxsize=1024)
+def _outermost_first(keys: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """The keys, taken apart, in the order in which they are assigned."""
+    return [(key, key.split(".")) for key in sorted(keys, key=_depth)]
+
+
+def _rows(grid: Grid, stage: Stage, start: Row | None, facts: Facts) -> tuple[Row, ...]:
     common: Mapping[str, Any] = grid.base if start is None else start.written
-    for key in sorted(stage.fixed, key=_depth):
-        common = assign(common, key.split("."), stage.fixed[key])
-    touched = {key.partition(".")[0] for candidate in grid.candidates(stage) for key in candidate.values}
+    for key, path in _outermost_first(tuple(stage.fixed)):
+        common = assign(common, path, stage.fixed[key])
+    candidates = grid.candidates(stage)
+    touched = {key.partition(".")[0] for candidate in candidates for key in candidate.values}
     untouched = [name for name in ExperimentSpec.model_fields if name not in touched]
-    shared: dict[str, Any] = {}  # what no row changes is checked once, and one object in all rows
+    shared: dict[str, Any] = {}  # what no row changes is checked and filled in once, and one object in all rows
+    costly = sorted(touched & {"data", "model"})  # what else is worked out of these is found again by the object
+    parts: dict[tuple[str, str], Any] = {}  # each of them as it is written: one object in all rows likewise
     rows: list[Row] = []
     problems: dict[tuple[Any, ...], Problem] = {}
-    for candidate in grid.candidates(stage):
-        written = common
-        for key in sorted(candidate.values, key=_depth) if len(candidate.values) > 1 else candidate.values:
-            written = assign(written, key.split("."), candidate.values[key])
+    other: DataError | None = None  # told only where all values are right
+    for candidate in candidates:
+        written = _written(common, candidate)
+        texts = [(name, repr(written[name])) for name in costly if name in written]
+        known = {text[0]: parts[text] for text in texts if text in parts}
         try:
-            spec = ExperimentSpec.model_validate({**written, **shared}, strict=True)
+            spec = ExperimentSpec.model_validate({**written, **shared, **known}, strict=True)
         except ValidationError as error:
             for problem in problems_of(error, ExperimentSpec, written):
                 moved = _moved(grid, stage, candidate, start, problem)
@@ -323,11 +370,18 @@ def _rows(grid: Grid, stage: Stage, start: Row | None) -> tuple[Row, ...]:
             if len(problems) >= MAX_ERRORS:
                 break
             continue
-        rows.append(Row(candidate, stage.name, start, written, spec))
+        try:
+            spec = with_facts(spec, facts)
+        except DataError as error:
+            other = other or error
+        rows.append(Row(candidate, stage.name, start, common, spec))
         if not shared:
             shared = {name: getattr(spec, name) for name in untouched}
+        parts.update({text: getattr(spec, text[0]) for text in texts if text[0] not in known})
     if problems:
         raise spec_error(list(problems.values()), grid.document)
+    if other is not None:
+        raise other
     return tuple(rows)
 
 
@@ -373,58 +427,44 @@ def _cause(assigned: Iterable[tuple[str, Path]], path: Path) -> Path | None:
     return None if found is None else found[1]
 
 
-def _experiments(grid: Grid, stage: Stage, rows: Iterable[Row], facts: Facts) -> tuple[Experiment, ...]:
-    seeds = grid.stage_seeds(stage)
+def _experiments(stage: Stage, rows: Iterable[Row], seeds: Sequence[int]) -> tuple[Experiment, ...]:
     identifier = Identifier()
-    filled = _Filler(facts)
     found = []
     for row in rows:
-        spec = filled(row.spec)
-        ids = identifier.run_ids(spec, seeds)
-        runs = tuple(Run(name, with_seed(spec, seed)) for name, seed in zip(ids, seeds, strict=True))
+        spec = row.spec
+        runs = tuple([Run(name, spec, seed) for name, seed in zip(identifier.run_ids(spec, seeds), seeds, strict=True)])
         found.append(Experiment(stage.name, row.candidate.name, row.candidate.values, spec, runs))
     return tuple(found)
 
 
-class _Filler:
-    """Fills in fingerprints; what specs share, as the same object, they share afterwards."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._filled: dict[int, tuple[Any, Any]] = {}  # by id(); the part itself stands there so that it stays its own
-
-    def __call__(self, spec: ExperimentSpec) -> ExperimentSpec:
-        """`spec` with every fingerprint. Raises DataError where it asks for another one."""
-        return spec.model_copy(
-            update={"data": self._part(spec.data, self._data), "model": self._part(spec.model, self._model)}
-        )
-
-    def _part(self, part: Any, fill: Callable[[Any], Any]) -> Any:
-        if id(part) not in self._filled:
-            self._filled[id(part)] = (part, fill(part))
-        return self._filled[id(part)][1]
-
-    def _data(self, data: DataSpec) -> DataSpec:
-        known = self._facts.data[data.name].fingerprint
-        if data.fingerprint not in (None, known):
-            raise _other("data.fingerprint", data.fingerprint, known, f"data set {data.name!r}")
-        return data.model_copy(update={"fingerprint": known})
-
-    def _model(self, model: ModelSpec) -> ModelSpec:
-        known: dict[str, str] = {}
-        if model.weights is not None:
-            known["weights_fingerprint"] = self._facts.weights[model.weights]
-        if model.is_factory:
-            known["source_hash"] = self._facts.factories[model.architecture]
-        for key, value in known.items():
-            if getattr(model, key) not in (None, value):
-                raise _other(f"model.{key}", getattr(model, key), value, model.weights or model.architecture)
-        return model.model_copy(update=known)
-
-
 def with_facts(spec: ExperimentSpec, facts: Facts) -> ExperimentSpec:
-    """`spec` with every fingerprint filled in. Raises DataError where the spec asks for another one."""
-    return _Filler(facts)(spec)
+    """`spec` with every fingerprint, itself where it has them. Raises DataError where it asks for another one."""
+    data, model = _with_fingerprint(spec.data, facts), _with_hashes(spec.model, facts)
+    if data is spec.data and model is spec.model:
+        return spec
+    return spec.model_copy(update={"data": data, "model": model})
+
+
+def _with_fingerprint(data: DataSpec, facts: Facts) -> DataSpec:
+    known = facts.data[data.name].fingerprint
+    if data.fingerprint == known:
+        return data
+    if data.fingerprint is not None:
+        raise _other("data.fingerprint", data.fingerprint, known, f"data set {data.name!r}")
+    return data.model_copy(update={"fingerprint": known})
+
+
+def _with_hashes(model: ModelSpec, facts: Facts) -> ModelSpec:
+    known: dict[str, str] = {}
+    if model.weights is not None:
+        known["weights_fingerprint"] = facts.weights[model.weights]
+    if model.is_factory:
+        known["source_hash"] = facts.factories[model.architecture]
+    lacking = {key: value for key, value in known.items() if getattr(model, key) != value}
+    for key, value in lacking.items():
+        if getattr(model, key) is not None:
+            raise _other(f"model.{key}", getattr(model, key), value, model.weights or model.architecture)
+    return model.model_copy(update=lacking) if lacking else model
 
 
 def _other(key: str, got: Any, known: str, what: str) -> DataError:
@@ -493,7 +533,7 @@ def _rule(metric: str | None) -> str:
 def _expand_test(
     grid: Grid, stage: Stage, earlier: Sequence[StageExpansion], decision: Decision | None
 ) -> StageExpansion:
-    choice = _test_candidates(stage, earlier)
+    choice = testable(stage, earlier)
     if choice is None:
         unknown = [each.name for each in earlier if each.name in _tested_stages(stage) and each.waiting]
         if decision is not None:
@@ -526,154 +566,39 @@ def _tested_stages(stage: Stage) -> tuple[str, ...]:
     return stage.test.of
 
 
-def _test_candidates(stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[Experiment, ...] | None:
+def testable(stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[Experiment, ...] | None:
     """The distinct experiments that a test stage chooses from, first homes first; none while some are not known."""
     of = _tested_stages(stage)
     sources = [each for each in earlier if each.name in of]
     if any(each.waiting for each in sources):
         return None
-    seen: set[str] = set()
-    found = []
+    found: dict[str, Experiment] = {}
     for source in sources:
-        for experiment in source.experiments:
-            identity = _identity(experiment)
-            if identity not in seen:
-                seen.add(identity)
+        for experiment, identity in zip(source.experiments, _identities(source.experiments), strict=True):
+            if identity not in found:
                 name = f"{source.name}/{experiment.name}"
-                found.append(Experiment(stage.name, name, experiment.values, experiment.spec, experiment.runs))
-    return tuple(found)
+                found[identity] = Experiment(stage.name, name, experiment.values, experiment.spec, experiment.runs)
+    return tuple(found.values())
 
 
-def _identity(experiment: Experiment) -> str:
-    """What experiments of equal hyperparameters share, whatever their names and seeds."""
-    return run_id(with_seed(experiment.spec, 0))
+def _identities(experiments: Iterable[Experiment]) -> list[str]:
+    """Of each what experiments of equal hyperparameters share, whatever their names and seeds: the id at seed 0."""
+    identifier = Identifier()
+    return [
+        each.runs[0].id if each.runs and each.runs[0].seed == 0 else identifier.run_ids(each.spec, (0,))[0]
+        for each in experiments
+    ]
 
 
 def _pinned_tests(grid: Grid, stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[str, ...]:
     assert isinstance(stage.test, TestThese)
-    choice = _test_candidates(stage, earlier) or ()
-    homes = {_identity(each): each.name for each in choice}
+    choice = testable(stage, earlier) or ()
+    homes = dict(zip(_identities(choice), (each.name for each in choice), strict=True))
     names = []
     for index, row in enumerate(stage.test.these):
         path = (*grid.path(stage), "test", "these", index, "this")
         name = _the_row(grid, grid.stage(row.stage), row.this, path)
         source = next(each for each in earlier if each.name == row.stage)
         experiment = next(each for each in source.experiments if each.name == name)
-        names.append(homes[_identity(experiment)])
+        names.append(homes[_identities([experiment])[0]])
     return tuple(dict.fromkeys(names))
-
-
-def decide(
-    grid: Grid,
-    expansion: Expansion,
-    results: Mapping[str, ResultNumbers],
-    failures: Mapping[str, Failure],
-    now: datetime,
-) -> dict[str, Decision | Waiting]:
-    """For each stage without a decision: the decision to record, or why there is none yet.
-
-    A decision may make further rows known: record it, expand anew, ask again.
-    """
-    said: dict[str, Decision | Waiting] = {}
-    for index, seen in enumerate(expansion.stages):
-        if seen.decision is not None:
-            continue
-        stage = grid.stage(seen.name)
-        if not seen.is_test:
-            experiments: tuple[Experiment, ...] | None = seen.experiments or None
-        else:
-            experiments = _test_candidates(stage, expansion.stages[:index])
-        if experiments is None:
-            said[seen.name] = Waiting(seen.waiting or "for its rows to be known")
-        else:
-            said[seen.name] = decide_stage(stage, experiments, results, failures, now, pinned=seen.kept)
-    return said
-
-
-def decide_stage(
-    stage: Stage,
-    experiments: Sequence[Experiment],
-    results: Mapping[str, ResultNumbers],
-    failures: Mapping[str, Failure],
-    now: datetime,
-    pinned: tuple[str, ...] = (),
-) -> Decision | Waiting:
-    """What the stage keeps of `experiments`, or why that is not known yet; `pinned` names what the author keeps.
-
-    Rows are ranked by the mean over seeds of a validation metric, ties by their order. A diverged row ranks last.
-    Another failed row stops the choice, or with `on_failed: ignore` ranks last too. Selection never sees the test part.
-    """
-    choice = stage.test or stage.keep
-    metric = choice.by if isinstance(choice, TestBest) else choice.best if isinstance(choice, KeepBest) else None
-    if metric is None:
-        assert isinstance(choice, KeepThis | TestThese)
-        assert pinned
-        saw = tuple(_seen(each, None, "chosen beforehand") for each in experiments)
-        return Decision(stage=stage.name, kept=pinned, because=choice.because, metric=None, saw=saw, time=now)
-    rows = [_judged(each, metric, results, failures) for each in experiments]
-    failed = [row for row in rows if row.failed]
-    if failed and stage.on_failed != "ignore":
-        told = "; ".join(f"{row.seen.experiment}: {row.seen.reason}" for row in failed[:3])
-        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-        word = "row" if len(failed) == 1 else "rows"
-        return Waiting(f"{len(failed)} failed {word}: {told}{more}", stopped=stage.on_failed == "stop")
-    if open_runs := sum(row.open for row in rows):
-        total = sum(len(each.runs) for each in experiments)
-        return Waiting(f"for {open_runs} of {total} runs")
-    ranked = [row.seen for row in rows if row.seen.value is not None]
-    if not ranked:
-        return Waiting("every row failed or diverged: there is nothing to keep", stopped=True)
-    down = lower_is_better(metric)
-    ranked.sort(key=lambda seen: (seen.value if down else -seen.value) if seen.value is not None else 0.0)
-    count = choice.best if isinstance(choice, TestBest) else 1
-    return Decision(
-        stage=stage.name,
-        kept=tuple(seen.experiment for seen in ranked[:count]),
-        because=_because(metric, ranked, count, max(len(each.runs) for each in experiments)),
-        metric=metric,
-        saw=tuple(row.seen for row in rows),
-        time=now,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    seen: RowSeen
-    open: int  # runs that are neither trained nor failed for good
-    failed: bool  # for another reason than a loss that diverged
-
-
-def _seen(experiment: Experiment, value: float | None, reason: str | None) -> RowSeen:
-    runs = tuple(run.id for run in experiment.runs)
-    return RowSeen(experiment=experiment.name, runs=runs, value=value, reason=reason)
-
-
-def _judged(
-    experiment: Experiment, metric: str, results: Mapping[str, ResultNumbers], failures: Mapping[str, Failure]
-) -> _Judged:
-    values = [float(getattr(results[run.id], metric)) for run in experiment.runs if run.id in results]
-    lost = [failures[run.id] for run in experiment.runs if run.id in failures and run.id not in results]
-    final = [failure for failure in lost if failure.final]
-    num_open = len(experiment.runs) - len(values) - len(final)
-    count = f" ({len(final)} of {len(experiment.runs)} seeds)" if len(experiment.runs) > 1 else ""
-    others = [failure for failure in final if not _diverged(failure)]
-    if others:
-        return _Judged(_seen(experiment, None, f"{others[0].reason}: {others[0].message}{count}"), num_open, True)
-    if final or any(not isfinite(value) for value in values):
-        return _Judged(_seen(experiment, None, f"diverged{count}"), num_open, False)
-    if num_open:
-        return _Judged(_seen(experiment, None, "not trained yet"), num_open, False)
-    return _Judged(_seen(experiment, fsum(values) / len(values), None), 0, False)
-
-
-def _diverged(failure: Failure) -> bool:
-    """Whether training failed for good by its own numbers; memory that is too small says nothing about a row."""
-    return failure.exit_code == ExitCode.TRAINING and failure.reason != "out-of-device-memory"
-
-
-def _because(metric: str, ranked: Sequence[RowSeen], count: int, num_seeds: int) -> str:
-    over = f", mean over {num_seeds} seeds" if num_seeds > 1 else ""
-    direction = "lowest" if lower_is_better(metric) else "highest"
-    told = ", ".join(f"{seen.value:.4g}" for seen in ranked[:count])
-    following = f"; next {ranked[count].value:.4g} ({ranked[count].experiment})" if len(ranked) > count else ""
-    return f"{direction} {metric}{over}: {told}{following}"

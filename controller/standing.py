@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from controller.search import Decision, Expansion
-from trainer.failure import Failure
+from controller.grid import Grid
+from controller.search import Decision, Expansion, StageExpansion
+from controller.wording import listed
+from trainer.document import nearest
+from trainer.failure import Failure, SpecError
 from trainer.result import ResultNumbers, TestResult
 
 State = Literal["done", "running", "failed", "waiting"]
@@ -98,6 +101,37 @@ def chosen_work(expansion: Expansion, choice: Choice) -> tuple[Work, ...]:
             if choice.takes(stage.name, experiment.name, run.id)
         )
     )
+
+
+def refuse_no_fit(choice: Choice, grid: Grid, expansion: Expansion) -> None:
+    """Raise SpecError where --only fits no run that is known, and no row of a stage whose runs are not known yet."""
+    if choice.only is None:
+        return
+    stages = [stage for stage in expansion.stages if choice.takes_stage(stage.name)]
+    named = {stage.name: list(_row_names(grid, stage)) for stage in stages}
+    if chosen_work(expansion, choice) or any(
+        choice.takes(stage, name, run="") for stage, names in named.items() for name in names
+    ):
+        return
+    names = list(dict.fromkeys(name for each in named.values() for name in each))
+    near = nearest(choice.only.strip("*"), names)
+    where = f"grid {grid.name}" if not choice.stages else f"stage {' or '.join(choice.stages)} of grid {grid.name}"
+    raise SpecError(
+        f"--only: got {choice.only!r}, which fits no row of {where}: {listed(names, 10) or 'it has none yet'}",
+        hint=f"did you mean {near!r}?" if near else "* stands for any text, as in '*lr=0.01*'; a run's id is taken too",
+    )
+
+
+def _row_names(grid: Grid, stage: StageExpansion) -> Iterator[str]:
+    """Names of the stage's rows, also of those that wait for a decision, and of all that a test may come to."""
+    if stage.experiments:
+        yield from (experiment.name for experiment in stage.experiments)
+    elif not stage.is_test:
+        yield from (candidate.name for candidate in grid.candidates(grid.stage(stage.name)))
+    else:
+        for each in grid.stages:
+            if each.test is None:
+                yield from (f"{each.name}/{candidate.name}" for candidate in grid.candidates(each))
 
 
 def startable(work: Sequence[Work], known: Known) -> list[Work]:

@@ -110,6 +110,8 @@ class Worker:
     pace: Pace = field(default_factory=Pace)
     step: Mapping[str, Any] = field(default_factory=dict)
     epoch: Mapping[str, Any] = field(default_factory=dict)
+    resumed_from: int | None = None  # the epoch that it goes on with, from 1; none where it began the run
+    has_begun: bool = False  # whether it has said anything yet
 
     @property
     def exit_code(self) -> int | None:
@@ -122,10 +124,14 @@ class Worker:
         with suppress(EOFError, OSError):
             while self.events.poll():
                 event = self.events.recv()
-                if event["event"] == "epoch":
-                    self.epoch, self.step = event, {}
-                else:
-                    self.step = event
+                self.has_begun = True
+                match event["event"]:
+                    case "resumed":
+                        self.resumed_from = event["epoch"] + 1
+                    case "epoch":
+                        self.epoch, self.step = event, {}
+                    case _:
+                        self.step = event
                 self.pace.note(self.epochs_done / self.spec.epochs)
 
     @property
@@ -133,13 +139,13 @@ class Worker:
         """Epochs done, with the part of the one in progress."""
         if self.step:
             return float(self.step["epoch"] + self.step["step"] / self.step["num_steps"])
-        return float(self.epoch.get("epoch", 0))
+        return float(self.epoch.get("epoch", (self.resumed_from or 1) - 1))
 
     def progress(self, *, stopping: bool) -> RunProgress:
         """How far it is."""
         newest = {**self.epoch, **self.step}
         at_work: Literal["starting", "training", "testing"] = (
-            "testing" if self.work.is_test else "training" if newest else "starting"
+            "testing" if self.work.is_test else "training" if self.has_begun else "starting"
         )
         return RunProgress(
             label=self.label,
@@ -254,11 +260,3 @@ def _start_server(context: ForkServerContext) -> None:
             del os.environ["OPENBLAS_NUM_THREADS"]
         else:
             os.environ["OPENBLAS_NUM_THREADS"] = threads
-
-
-def show_exit(exit_code: int) -> str:
-    """An exit code in words."""
-    if exit_code > 128:
-        with suppress(ValueError):
-            return f"ended by {signal.Signals(exit_code - 128).name}"
-    return f"ended with exit code {exit_code}"

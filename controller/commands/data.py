@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 import click
 
 from controller.commands.surface import (
-    bytes_text,
     complete_data_set,
     json_option,
-    plain,
+    note,
     print_facts,
     print_json,
     store_option,
     the_store,
 )
+from controller.wording import bytes_text, count_text, plain
 
 if TYPE_CHECKING:
     from trainer.dataset import DatasetIndex, PartName, SplitRule
@@ -173,16 +173,25 @@ def import_(
         )
     finally:
         progress.close()
+    index = imported.index
     if as_json:
-        print_json({"state": imported.state, **_summary(imported.index)})
+        print_json({"outcome": imported.outcome, "num_mended": imported.num_mended, **_summary(index)})
         return
-    words = {"new": "imported", "unchanged": "in the store already, nothing to do", "replaced": "replaced"}
-    click.echo(f"data set {imported.index.name}: {words[imported.state]}: {_in_short(imported.index)}")
-    for path, reason in imported.index.skipped[:SHOWN]:
+    words = {
+        "new": "imported",
+        "unchanged": "in the store already, nothing to do",
+        "mended": f"{count_text(imported.num_mended, 'shard')} mended",
+        "replaced": "replaced",
+    }
+    click.echo(f"data set {index.name}: {words[imported.outcome]}: {_in_short(index)}")
+    if imported.outcome == "mended":
+        click.echo("hint: `grid retry GRID` lets runs go on that failed for it", err=True)
+    for path, reason in index.skipped[:SHOWN]:
         click.echo(f"left out: {plain(path)}: {plain(reason)}", err=True)
-    if len(imported.index.skipped) > SHOWN:
-        more = len(imported.index.skipped) - SHOWN
-        click.echo(f"and {more:,} more: grid data show {imported.index.name} --json", err=True)
+    if len(index.skipped) > SHOWN:
+        click.echo(f"and {len(index.skipped) - SHOWN:,} more: grid data show {index.name} --json", err=True)
+    for text in index.notes:
+        note(text)
 
 
 class ImportProgress:
@@ -252,12 +261,13 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         print_json(_summary(index))
         return
+    size = sum(shard.size for shard in index.shards)
     print_facts(
         {
             "data set": index.name,
             "fingerprint": index.fingerprint,
             "images": f"{index.num_images():,}",
-            "size": f"{bytes_text(sum(shard.size for shard in index.shards))} in {len(index.shards)} shards",
+            "size": f"{bytes_text(size)} in {count_text(len(index.shards), 'shard')}",
             "classes": f"{index.num_classes}",
             "split": _split_text(index),
             **({"excluded": ", ".join(index.excluded)} if index.excluded else {}),
@@ -291,7 +301,7 @@ def _split_text(index: DatasetIndex) -> str:
 def _in_short(index: DatasetIndex) -> str:
     parts = ", ".join(f"{index.num_images(part):,} {part}" for part in index.parts)
     left_out = f"; {len(index.skipped):,} left out" if index.skipped else ""
-    return f"{index.num_images():,} images of {index.num_classes} classes ({parts}){left_out}"
+    return f"{count_text(index.num_images(), 'image')} of {count_text(index.num_classes, 'class')} ({parts}){left_out}"
 
 
 def _summary(index: DatasetIndex) -> dict[str, Any]:
@@ -310,15 +320,23 @@ def list_data(as_json: bool) -> None:
     """
     from controller.doctor import data_set_names
     from trainer.dataset import load_index
+    from trainer.failure import DataError
 
     store = the_store()
-    found = [load_index(store, name) for name in data_set_names(store)]
+    names = data_set_names(store)
+    found: list[DatasetIndex] = []
+    for name in names:
+        try:
+            found.append(load_index(store, name))
+        except DataError as error:
+            note(f"{error.message}; {error.hint}")
+            continue
+        if not as_json:
+            click.echo(f"{name}: {_in_short(found[-1])}")
     if as_json:
         print_json([_summary(index) for index in found])
-    elif not found:
+    elif not names:
         click.echo(f"no data sets in {store.uri} yet: grid data import NAME SRC", err=True)
-    for index in found if not as_json else []:
-        click.echo(f"{index.name}: {_in_short(index)}")
 
 
 @data.command("digits")

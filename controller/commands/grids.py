@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING
 import click
 
 from controller.commands.surface import (
-    as_option,
+    READING_SECONDS,
     choice_of,
-    count_text,
+    choice_options,
     fitting_expansion,
-    grid_argument,
     grid_facts,
+    grid_options,
     json_option,
     named_grid,
-    only_option,
-    plain,
     print_json,
-    seeds_option,
-    set_option,
-    stage_option,
     store_option,
+    tell,
     the_store,
+    width_of_output,
 )
+from controller.wording import count_text, plain
 
 if TYPE_CHECKING:
-    from controller.grid import Grid, Stage
+    from controller.grid import Grid
+    from controller.stages import Stage
     from trainer.store import Store
 
 
@@ -45,7 +44,7 @@ def list_grids(as_json: bool) -> None:
 
     shipped = shipped_grids()
     names = {name for name, _ in shipped}
-    store = the_store()
+    store = the_store(patience_seconds=READING_SECONDS)
     found = [(name, "shipped", text) for name, text in shipped]
     found += [(name, "store", _description(store, name)) for name in stored_grids(store) if name not in names]
     if as_json:
@@ -54,7 +53,7 @@ def list_grids(as_json: bool) -> None:
     width = max(len(name) for name, _, _ in found)
     for name, origin, text in found:
         where = "" if origin == "shipped" else "(in the store) "
-        click.echo(f"{plain(name):<{width}}  {where}{plain(text)}".rstrip())
+        tell(f"{name:<{width}}  {where}{text}", hang=width + 2)
 
 
 def _description(store: Store, name: str) -> str:
@@ -64,16 +63,12 @@ def _description(store: Store, name: str) -> str:
     try:
         grid = stored_grid(store, name)
     except SpecError as error:
-        return f"cannot be read: {error.message.splitlines()[0]}"
+        return error.message.splitlines()[0]
     return grid.description if grid else ""
 
 
 @click.command()
-@grid_argument
-@store_option
-@set_option
-@seeds_option
-@as_option
+@grid_options
 @json_option
 def show(grid: str, sets: tuple[str, ...], seeds: int | None, new_name: str | None, as_json: bool) -> None:
     """Print GRID in full, as a grid file of your own could begin.
@@ -110,13 +105,8 @@ def _start(stage: Stage) -> str:
 
 
 @click.command()
-@grid_argument
-@store_option
-@set_option
-@seeds_option
-@as_option
-@stage_option
-@only_option
+@grid_options
+@choice_options
 @click.option("--rows", metavar="N", type=click.IntRange(0), help="Show at most N rows of each stage.")
 @json_option
 def plan(
@@ -140,18 +130,22 @@ def plan(
       grid plan demo --seeds 5 --set epochs=20
       grid plan from_scratch --only '*lr=0.01*' --seeds 3
     """
-    from controller.knowledge import read_results, runs_with_results
-    from controller.plan import ROWS_SHOWN, make_plan, plan_text, runs_alike, speeds_of
+    from controller.knowledge import read_results, runs_with_results, runs_with_tests
+    from controller.networks import read_sizes
+    from controller.plan import ROWS_SHOWN, make_plan, plan_text, runs_alike, shapes_of, speeds_of
 
     found = named_grid(grid, sets, seeds, new_name)
-    choice = choice_of(found, only, stages)
-    store = the_store()
+    choice_of(found, only, stages)  # an unknown stage is told before the store is asked
+    store = the_store(patience_seconds=READING_SECONDS)
     facts = grid_facts(found, store)
     expansion = fitting_expansion(found, store, facts)
+    choice = choice_of(found, only, stages, expansion)
     finished = runs_with_results(store)
     speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
-    planned = make_plan(found, expansion, facts, set(finished), speeds, choice)
+    tested = runs_with_tests(store) if any(stage.is_test for stage in expansion.stages) else ()
+    sizes = read_sizes(store, shapes_of(expansion, facts))
+    planned = make_plan(found, expansion, facts, set(finished), speeds, choice, existing_tests=set(tested), sizes=sizes)
     if as_json:
         print_json(planned.record())
     else:
-        click.echo(plan_text(planned, ROWS_SHOWN if rows is None else rows).rstrip("\n"))
+        click.echo(plan_text(planned, ROWS_SHOWN if rows is None else rows, width_of_output()))

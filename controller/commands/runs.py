@@ -1,4 +1,4 @@
-"""`grid run`, `status`, `retry`, `reopen` and `table`: what trains, how far it is, and what came of it."""
+"""`grid run`, `status`, `reopen` and `table`: what trains, how far it is, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,59 +6,57 @@ import dataclasses
 import io
 import os
 import re
-import shutil
-import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from controller import interrupts
+from controller.commands.reach import cluster_options, seen_on_cluster, settings_of
 from controller.commands.surface import (
-    as_option,
+    READING_SECONDS,
+    WIDTH,
     choice_of,
+    choice_options,
     complete_stage,
-    count_text,
     grid_argument,
     grid_facts,
+    grid_options,
+    is_terminal,
     json_option,
     named_grid,
     note,
-    only_option,
-    plain,
     print_json,
-    seeds_option,
-    set_option,
-    stage_option,
     store_option,
     stored_or_named_grid,
+    tell,
     tell_misfits,
     the_store,
+    width_of_output,
 )
+from controller.wording import elided, listed, plain
 
 if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.local import Status
     from controller.standing import Choice, State
     from controller.table import Table
+    from trainer.failure import Failure
     from trainer.store import Store
 
-WIDTH = 120  # cells, where the output is no terminal
+PLAIN = (None, "never started")  # reasons that a run's state says already
+REASONS_SHOWN = 5  # failures that `grid run` tells at its end
 SVG_WIDTH = 110
 
 
 @click.command()
-@grid_argument
-@store_option
-@set_option
-@seeds_option
-@only_option
-@stage_option
+@grid_options
+@choice_options
 @click.option(
     "--parallel", type=click.IntRange(1), metavar="N", help="So many runs at once; else what fits the machine."
 )
 @click.option("--update", is_flag=True, help="Take over a grid that differs from the store's of the same name.")
-@as_option
 @click.option(
     "--resume",
     type=click.Choice(["exact", "inexact"]),
@@ -91,36 +89,61 @@ def run(
       grid run from_scratch --only '*lr=0.01*' --seeds 3
     """
     from controller.local import run_grid
-    from controller.standing import Choice, chosen_work
-    from trainer.failure import SpecError
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
     outcome = run_grid(found, store, only=only, stages=stages, parallel=parallel, resume=resume, update=update)
+    if outcome.stopped:
+        interrupts.settle(int(outcome.exit_code))
+    standing = standing_of(found, store)
     if not outcome.stopped:
-        _leave_tables(found, store)
-    standing = _standing(found, store)
+        leave_tables(table_of(found, standing), store)
     if as_json:
-        print_json({"stopped": outcome.stopped, **_status_json(found, standing)})
+        print_json({"stopped": outcome.stopped, **status_json(found, standing)})
     else:
-        _tell_end(plain(found.name), _counts(standing), stopped=outcome.stopped)
-    if only is not None and not chosen_work(outcome.expansion, Choice(only, stages)):
-        raise SpecError(f"--only: got {only!r}, which fits no run of grid {found.name} that is known so far")
+        tell_end(found.name, standing, outcome.told, stopped=outcome.stopped)
     if outcome.exit_code:
         raise SystemExit(int(outcome.exit_code))
 
 
-def _tell_end(grid: str, counts: dict[str, int], *, stopped: bool) -> None:
-    click.echo(f"{grid}: {_counted(counts)}", err=True)
-    if counts["failed"]:
-        click.echo(f"`grid status {grid}` says why runs failed, `grid retry {grid}` lets them be tried again", err=True)
-    if stopped:
-        click.echo("stopped; the same command goes on from here", err=True)
-    else:
-        click.echo(f"`grid table {grid}` compares what is there", err=True)
+def tell_end(grid: str, standing: Status, told: Container[str], *, stopped: bool) -> None:
+    """Tell how the grid stands now that a command is done with it; failures that were not told before come first."""
+    from controller.archive import homes
+    from controller.standing import Choice, chosen_work
+
+    tell(f"{grid}: {counted(counts_of(standing))}", err=True)
+    places = homes(standing.expansion)
+    failed = dict.fromkeys(
+        work.run for work in chosen_work(standing.expansion, Choice()) if standing.known.is_failed(work)
+    )
+    untold = [standing.known.failures[run] for run in failed if run not in told]  # of an earlier `grid run`
+    for failure in untold[:REASONS_SHOWN]:
+        tell(f"{places[failure.run][0]}: {failure.reason}: {failure.message}", indent=2, err=True)
+        for line in _ways_out(failure):
+            tell(line, indent=4, err=True)
+    if len(untold) > REASONS_SHOWN:
+        tell(f"and {len(untold) - REASONS_SHOWN:,} more", indent=2, err=True)
+    if failed:
+        _tell_ways(grid)
+    if not stopped:
+        tell(f"`grid table {grid}` compares what is there", err=True)
 
 
-def _standing(grid: Grid, store: Store) -> Status:
+def _ways_out(failure: Failure) -> Iterator[str]:
+    """What there is to do about a failure, and where to read more of it."""
+    if failure.hint:
+        yield f"hint: {failure.hint}"
+    if failure.reason == "crashed" and failure.attempt:
+        name = "log.txt" if failure.exit_code == 1 else "output.txt"  # the trainer's own, or what was left of it
+        yield f"see runs/{failure.run}/attempts/{failure.attempt}/{name} in the store"
+
+
+def _tell_ways(grid: str) -> None:
+    tell(f"`grid status {grid}` says why runs failed, `grid retry {grid}` lets them be tried again", err=True)
+
+
+def standing_of(grid: Grid, store: Store) -> Status:
+    """How the grid stands in the store; decisions that no longer fit are told."""
     from controller.local import status
 
     found = status(grid, store)
@@ -128,70 +151,102 @@ def _standing(grid: Grid, store: Store) -> Status:
     return found
 
 
-def _leave_tables(grid: Grid, store: Store) -> None:
+def leave_tables(table: Table, store: Store) -> None:
     """Put the table beside the grid in the store, for whoever looks there."""
-    from controller.table import to_csv, to_json, to_markdown
+    from controller.table_data import to_csv, to_json
+    from controller.table_text import to_markdown
 
-    table = _table(grid, store)
     for ending, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
-        store.put(f"grids/{grid.name}/table.{ending}", write(table).encode())
+        store.put(f"grids/{table.grid}/table.{ending}", write(table).encode())
 
 
 @click.command()
 @grid_argument
 @store_option
-@stage_option
-@only_option
+@choice_options
+@cluster_options
 @json_option
-def status(grid: str, stages: tuple[str, ...], only: str | None, as_json: bool) -> None:
+def status(
+    grid: str,
+    stages: tuple[str, ...],
+    only: str | None,
+    settings_name: str | None,
+    assignments: tuple[str, ...],
+    context: str | None,
+    as_json: bool,
+) -> None:
     """Show how far GRID is: what is done, what runs, what waits and for what, what failed and why.
 
+    Of a grid that was submitted to a cluster, Kubernetes says what its runs wait for.
+
     \b
-    Example:
+    Examples:
       grid status demo
+      grid status demo --json | jq .counts
     """
-    store = the_store()
+    store = the_store(patience_seconds=READING_SECONDS)
     found = stored_or_named_grid(grid, store)
-    choice = choice_of(found, only, stages)
-    shown = _status_json(found, _standing(found, store), choice)
+    choice_of(found, only, stages)  # an unknown stage is told before the store is read
+    standing = standing_of(found, store)
+    choice = choice_of(found, only, stages, standing.expansion)
+    settings = settings_of(found.name, store, settings_name, assignments)
+    if settings is not None:
+        standing = seen_on_cluster(found, store, standing, settings, context, is_asked=settings_name is not None)
+    shown = status_json(found, standing, choice)
     if as_json:
         print_json(shown)
         return
-    click.echo(f"{plain(found.name)}: {_counted(shown['counts'])}")
+    tell(f"{found.name}: {counted(shown['counts'])}")
     for each in shown["stages"]:
-        kept = f", keeps {', '.join(each['kept'])}" if each["kept"] else ""
-        waits = f", waiting {each['waiting']}" if each["waiting"] else ""
-        click.echo(f"\n{plain(each['stage'] + kept + waits)}")
-        width = max((len(plain(row["experiment"])) for row in each["experiments"]), default=0)
-        for row in each["experiments"]:
-            click.echo(f"  {plain(row['experiment']):<{width}}  {_counted(row['counts'])}")
-            reasons = dict.fromkeys(
-                f"{one['state']}: {one['reason']}" for one in row["runs"] if one["reason"] and one["state"] != "waiting"
-            )
-            for reason in reasons:
-                for line in reason.splitlines():
-                    click.echo(f"    {plain(line)}")
+        click.echo()
+        _tell_stage(each, standing)
+    if shown["counts"]["failed"]:
+        tell(f"`grid retry {found.name}` lets what failed be tried again", err=True)
 
 
-def _counts(standing: Status, choice: Choice | None = None) -> dict[str, int]:
+def _tell_stage(stage: dict[str, Any], standing: Status) -> None:
+    kept = f", keeps {', '.join(stage['kept'])}" if stage["kept"] else ""
+    # what failed is told in full beside its row
+    waits = f", waiting {elided(plain(stage['waiting']), width_of_output())}" if stage["waiting"] else ""
+    tell(f"{stage['stage']}{kept}{waits}")
+    names = [plain(row["experiment"]) for row in stage["experiments"]]
+    width = min(max(map(len, names), default=0), width_of_output() // 2)
+    for name, row in zip(names, stage["experiments"], strict=True):
+        reasons = dict.fromkeys((one["state"], one["reason"]) for one in row["runs"] if one["reason"] not in PLAIN)
+        told = counted(row["counts"])
+        if len(row["runs"]) == 1:
+            told = ": ".join(filter(None, *reasons)) if reasons else row["runs"][0]["state"]
+        tell(f"{name:<{width}}  {told}", indent=2)
+        for state, reason in reasons if len(row["runs"]) > 1 else ():
+            tell(f"{state}: {reason}", indent=4)
+        failures = [standing.known.failures[one["run"]] for one in row["runs"] if one["state"] == "failed"]
+        for line in dict.fromkeys(line for failure in failures for line in _ways_out(failure)):
+            tell(line, indent=4)
+
+
+def counts_of(standing: Status, choice: Choice | None = None) -> dict[str, int]:
+    """How many of the chosen runs and tests are done, running, waiting, failed."""
     from controller.standing import Choice, chosen_work
 
-    return _count(standing.state(work)[0] for work in chosen_work(standing.expansion, choice or Choice()))
+    return count_states(standing.state(work)[0] for work in chosen_work(standing.expansion, choice or Choice()))
 
 
-def _count(states: Iterable[State]) -> dict[str, int]:
+def count_states(states: Iterable[State]) -> dict[str, int]:
+    """How many of each state there are."""
     from controller.standing import STATES
 
     found = list(states)
     return {state: found.count(state) for state in STATES}
 
 
-def _counted(counts: dict[str, int]) -> str:
+def counted(counts: dict[str, int]) -> str:
+    """The counts in words."""
     told = [f"{number:,} {state}" for state, number in counts.items() if number]
     return ", ".join(told) or "nothing to do yet"
 
 
-def _status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> dict[str, Any]:
+def status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> dict[str, Any]:
+    """How the grid stands, for programs."""
     from controller.standing import Choice, Work
 
     choice = choice or Choice()
@@ -207,7 +262,7 @@ def _status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> 
                     state, reason = standing.state(Work(one.id, each.is_test))
                     runs.append({"run": one.id, "seed": one.spec.seed, "state": state, "reason": reason})
             if runs:
-                counts = _count(one["state"] for one in runs)
+                counts = count_states(one["state"] for one in runs)
                 rows.append({"experiment": experiment.name, "counts": counts, "runs": runs})
         waiting = each.waiting or standing.waiting.get(each.name)
         stages.append(
@@ -219,36 +274,7 @@ def _status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> 
                 "experiments": rows,
             }
         )
-    return {"grid": grid.name, "counts": _counts(standing, choice), "stages": stages}
-
-
-@click.command()
-@grid_argument
-@store_option
-@stage_option
-@only_option
-@json_option
-def retry(grid: str, stages: tuple[str, ...], only: str | None, as_json: bool) -> None:
-    """Clear GRID's failures, so that `grid run` tries those runs again.
-
-    \b
-    Example:
-      grid retry demo && grid run demo
-    """
-    from controller.local import retry as clear
-
-    store = the_store()
-    found = stored_or_named_grid(grid, store)
-    cleared = clear(found, store, choice_of(found, only, stages))
-    if as_json:
-        print_json({"grid": found.name, "cleared": {run: one.model_dump(mode="json") for run, one in cleared.items()}})
-        return
-    for run_id, failure in cleared.items():
-        click.echo(f"{run_id}: cleared {plain(failure.reason)}: {plain(failure.message)}")
-    if not cleared:
-        click.echo("nothing failed for good")
-    else:
-        click.echo(f"`grid run {plain(grid)}` starts {count_text(len(cleared), 'run')} again", err=True)
+    return {"grid": grid.name, "counts": counts_of(standing, choice), "stages": stages}
 
 
 @click.command()
@@ -273,53 +299,91 @@ def reopen(grid: str, stage: str, as_json: bool) -> None:
     if as_json:
         print_json({"grid": found.name, "open": list(opened)})
     elif opened:
-        click.echo(f"open again: {', '.join(opened)}")
+        tell(f"open again: {', '.join(opened)}")
     else:
-        click.echo(f"stage {plain(stage)} has no decision to discard")
+        tell(f"stage {stage} has no decision to discard")
 
 
 FORMATS = ("terminal", "markdown", "csv", "json", "svg")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".svg": "svg", ".txt": "terminal"}
 
 
 @click.command()
 @grid_argument
 @store_option
-@stage_option
-@only_option
+@choice_options
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="terminal", help="How to write it. Default: terminal."
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="How to write it. Default: as the ending of FILE says, else terminal.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to FILE.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"Write to FILE; its ending, {', '.join(ENDINGS)}, chooses the form.",
+)
 @json_option
-def table(grid: str, stages: tuple[str, ...], only: str | None, form: str, output: Path | None, as_json: bool) -> None:
-    """Compare GRID's experiments: mean ± std over seeds, the best marked, and why a row has no numbers yet.
+def table(
+    grid: str, stages: tuple[str, ...], only: str | None, form: str | None, output: Path | None, as_json: bool
+) -> None:
+    """Compare GRID's experiments: mean ± std over seeds, the best marked, and why a row has no numbers.
 
     Numbers are rounded for reading in terminal, markdown and svg, exact in csv and json.
 
     \b
     Examples:
       grid table demo
-      grid table demo --format markdown -o results.md
+      grid table demo -o results.md
+      grid table demo --format csv > results.csv
     """
-    store = the_store()
+    form = "json" if as_json else form or _form_of(output)
+    store = the_store(patience_seconds=READING_SECONDS)
     found = stored_or_named_grid(grid, store)
-    choice = choice_of(found, only, stages)
-    text = written(chosen(_table(found, store), choice), "json" if as_json else form, to_file=output is not None)
+    choice_of(found, only, stages)  # an unknown stage is told before the store is read
+    standing = standing_of(found, store)
+    choice = choice_of(found, only, stages, standing.expansion)
+    text = written(chosen(table_of(found, standing), choice), form, to_file=output is not None)
     if output is None:
         click.echo(text, nl=False)
-        return
+    else:
+        _write(output, text)
+        note(f"written to {output}")
+
+
+def _form_of(output: Path | None) -> str:
+    from trainer.failure import SpecError
+
+    if output is None:
+        return "terminal"
+    form = ENDINGS.get(output.suffix.lower())
+    if form is None:
+        raise SpecError(
+            f"-o: got {str(output)!r}, expected a name that ends in {listed(list(ENDINGS), 10)}",
+            hint=f"or say how to write it: --format {'|'.join(FORMATS)}",
+        )
+    return form
+
+
+def _write(output: Path, text: str) -> None:
+    from trainer.failure import SpecError
+
     try:
         output.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        raise click.FileError(str(output), error.strerror) from error
-    note(f"written to {output}")
+        raise SpecError(
+            f"-o: got {str(output)!r}, which cannot be written: {error.strerror}",
+            hint="name a file in a folder that is there and that you may write",
+        ) from error
 
 
-def _table(grid: Grid, store: Store) -> Table:
-    from controller.grid import KeepBest, TestBest
+def table_of(grid: Grid, standing: Status) -> Table:
+    """The grid's table."""
+    from controller.stages import KeepBest, TestBest
     from controller.table import build_table
 
-    standing = _standing(grid, store)
     metrics: dict[str, str] = {}
     for stage in grid.stages:
         if isinstance(stage.keep, KeepBest):
@@ -330,7 +394,7 @@ def _table(grid: Grid, store: Store) -> Table:
         standing.expansion,
         standing.known,
         standing.active,
-        facts=grid_facts(grid, store),
+        facts=standing.facts,
         metrics=metrics,
     )
 
@@ -354,19 +418,18 @@ def chosen(table: Table, choice: Choice) -> Table:
 
 def written(table: Table, form: str, *, to_file: bool) -> str:
     """The table in one of FORMATS; for a terminal as wide as that is, in colour if it is one."""
-    from controller import table as tables
+    from controller import table_data, table_text
 
     if form == "markdown":
-        return tables.to_markdown(table)
+        return table_text.to_markdown(table)
     if form == "csv":
-        return tables.to_csv(table)
+        return table_data.to_csv(table)
     if form == "json":
-        return tables.to_json(table)
+        return table_data.to_json(table)
     if form == "svg":
-        return _svg(tables.to_terminal(table, SVG_WIDTH, colour=True), table.grid)
-    is_terminal = sys.stdout.isatty() and not to_file
-    width = WIDTH if to_file else shutil.get_terminal_size((WIDTH, 40)).columns
-    return tables.to_terminal(table, width, colour=is_terminal and "NO_COLOR" not in os.environ)
+        return _svg(table_text.to_terminal(table, SVG_WIDTH, colour=True), table.grid)
+    width = WIDTH if to_file else width_of_output()
+    return table_text.to_terminal(table, width, colour=not to_file and is_terminal() and "NO_COLOR" not in os.environ)
 
 
 def _svg(text: str, title: str) -> str:

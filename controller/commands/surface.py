@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,16 +18,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from controller.wording import listed, plain, seconds_text, wrapped
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controller.grid import Grid
     from controller.search import Expansion, Facts
     from controller.standing import Choice
-    from trainer.store import Store
+    from trainer.store import Retry, Store
 
 DEFAULT_STORE = "file://./store"
 STORE_IN_META = "controller.store"
+WORKING_SECONDS = 60.0  # how long a command that changes something waits for a store that does not answer
+READING_SECONDS = 15.0  # and one that only shows something
+TOLD_SECONDS = 5.0  # between two lines of a wait
+WIDTH = 120  # characters of a line where the output is no terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,15 +70,23 @@ seeds_option = click.option("--seeds", metavar="N", type=click.IntRange(1), help
 as_option = click.option(
     "--as", "new_name", metavar="NAME", help="Keep the grid under another name, beside the one it came from."
 )
+only_option = click.option(
+    "--only",
+    metavar="PATTERN",
+    help="Only experiments whose name matches, such as '*lr=0.01*', or runs by their ids; * is any text.",
+)
 
 
-def only_option(function: F) -> F:
-    """Add --only."""
-    return click.option(
-        "--only",
-        metavar="PATTERN",
-        help="Only experiments whose name matches, such as '*lr=0.01*', or runs by their ids; * is any text.",
-    )(function)
+def grid_options(function: F) -> F:
+    """Add GRID, --store, and what changes the grid before it is used: --set, --seeds, --as."""
+    for each in (as_option, seeds_option, set_option, store_option, grid_argument):
+        function = each(function)
+    return function
+
+
+def choice_options(function: F) -> F:
+    """Add --stage and --only: which part of a grid the command is about."""
+    return stage_option(only_option(function))
 
 
 def store_uri() -> str:
@@ -78,15 +95,44 @@ def store_uri() -> str:
     return uri
 
 
-def the_store(*, patience_seconds: float = 60) -> Store:
+def the_store(*, patience_seconds: float = WORKING_SECONDS) -> Store:
     """The store that the command line means; a wait for a server that does not answer is told on stderr."""
-    from trainer.store import Retry, open_store
+    from trainer.store import S3Store, open_store
 
-    def told(retry: Retry) -> None:
-        if retry.tries == 3:  # one or two are nothing to speak of
-            click.echo(f"waiting for the store: {plain(retry.operation)} {plain(retry.key)}: {retry.kind}", err=True)
+    waits = Waits(store_uri(), patience_seconds)
+    store = open_store(store_uri(), patience_seconds=patience_seconds, on_retry=waits)
+    if isinstance(store, S3Store):
+        waits.server = store.endpoint
+    return store
 
-    return open_store(store_uri(), patience_seconds=patience_seconds, on_retry=told)
+
+class Waits:
+    """Tells of a store that does not answer: at the second try, then every TOLD_SECONDS, whichever thread waits."""
+
+    def __init__(self, server: str, patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.server = server
+        self.patience_seconds = patience_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._series = threading.local()  # since when the operation of this thread is tried
+        self._told_at = float("-inf")
+
+    def __call__(self, retry: Retry) -> None:
+        """Called before each wait."""
+        now = self._clock()
+        if retry.tries == 1:  # one is nothing to speak of
+            self._series.began = now
+            return
+        with self._lock:
+            if now - self._told_at < TOLD_SECONDS:
+                return
+            self._told_at = now
+        left = max(0.0, self.patience_seconds - (now - getattr(self._series, "began", now)))
+        click.echo(
+            f"waiting for {plain(self.server)}, which gives no answer ({plain(retry.kind)}, {retry.operation} "
+            f"{plain(retry.key)}): trying for another {seconds_text(left)}",
+            err=True,
+        )
 
 
 # Names that complete
@@ -160,36 +206,65 @@ stage_option = click.option(
 
 def named_grid(given: str, sets: tuple[str, ...] = (), seeds: int | None = None, new_name: str | None = None) -> Grid:
     """The grid that a command line means: a shipped one, a file, or one of the store, changed as it asks."""
-    from controller.archive import grid_key
-    from controller.grid import SAFE_NAME, parse_grid, read_grid, shipped_grids
-    from trainer.store import NotFound
+    from controller.archive import stored_grid
+    from controller.grid import parse_grid, read_grid, shipped_grids
+    from controller.stages import SAFE_NAME
 
-    is_shipped = given in [name for name, _ in shipped_grids()]
-    if is_shipped or Path(given).is_file() or not re.match(SAFE_NAME, given):
+    shipped = [name for name, _ in shipped_grids()]
+    found: Grid | None = None
+    if given in shipped or Path(given).is_file() or not re.match(SAFE_NAME, given) or Path(given).suffix in YAML:
         found = read_grid(given, sets, seeds)
     else:
-        store = the_store()
-        try:
-            text = store.get(grid_key(given)).decode()
-        except (NotFound, ValueError):
-            found = read_grid(given, sets, seeds)  # tells what names there are
-        else:
-            found = parse_grid(text, f"{store.uri}/{grid_key(given)}", sets, seeds)
+        store = the_store(patience_seconds=READING_SECONDS)
+        found = stored_grid(store, given)
+        if found is None:
+            raise _no_such_grid(given, shipped, store)
+        if sets or seeds is not None:
+            found = parse_grid(found.text(), f"{store.uri}: grid {given}", sets, seeds)
     return found if new_name is None else _renamed(found, new_name)
+
+
+YAML = (".yaml", ".yml")
+
+
+def _no_such_grid(given: str, shipped: list[str], store: Store) -> Exception:
+    from controller.archive import stored_grids
+    from trainer.document import nearest
+    from trainer.failure import SpecError
+
+    stored = [name for name in stored_grids(store) if name not in shipped]
+    near = nearest(given, [*shipped, *stored])
+    return SpecError(
+        f"grid: got {given!r}, expected one of {listed(shipped, 10)}, one of {store.uri} "
+        f"({listed(stored, 10) or 'which has none yet'}), or a file",
+        hint=f"did you mean {near!r}?" if near else "`grid list` shows them; a path to a file is a grid too",
+    )
 
 
 def _renamed(grid: Grid, name: str) -> Grid:
     from controller.grid import parse_grid
+    from controller.stages import SAFE_NAME
     from trainer.document import write_yaml
+    from trainer.failure import SpecError
 
+    if not re.match(SAFE_NAME, name):
+        raise SpecError(
+            f"--as: got {name!r}, expected up to 63 letters, digits, '-', '_' or '.', a letter or digit first and last"
+        )
     return parse_grid(write_yaml({**grid.document.value, "grid": name}), f"--as {name}")
 
 
-def choice_of(grid: Grid, only: str | None, stages: tuple[str, ...]) -> Choice:
-    """The part of the grid that --only and --stage choose. Raises SpecError on a stage that it has not."""
-    from controller.standing import Choice
+def choice_of(grid: Grid, only: str | None, stages: tuple[str, ...], expansion: Expansion | None = None) -> Choice:
+    """The part of the grid that --only and --stage choose.
 
-    return Choice(only, tuple(grid.stage(name).name for name in stages))
+    Raises SpecError on a stage that it has not, and, where its `expansion` is known, on a pattern that fits no row.
+    """
+    from controller.standing import Choice, refuse_no_fit
+
+    choice = Choice(only, tuple(grid.stage(name).name for name in stages))
+    if expansion is not None:
+        refuse_no_fit(choice, grid, expansion)
+    return choice
 
 
 def stored_or_named_grid(given: str, store: Store) -> Grid:
@@ -235,19 +310,40 @@ def grid_facts(grid: Grid, store: Store) -> Facts:
 # Output: data on stdout, everything else on stderr
 
 
-def plain(text: str) -> str:
-    """`text` without the characters that could drive a terminal; names of files may hold any."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+def width_of_output(*, err: bool = False) -> int:
+    """Characters of a line of stdout or stderr: what COLUMNS says, else the terminal's; WIDTH where it is none."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(2 if err else 1).columns or WIDTH
+    except OSError:
+        return WIDTH
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def tell(text: str, *, indent: int = 0, hang: int = 2, err: bool = False) -> None:
+    """Print `text`, broken where it is wider than the output; lines after the first stand `hang` deeper."""
+    width = width_of_output(err=err)
+    first, *rest = text.splitlines() or [""]
+    lines = wrapped(first, width, indent=indent, hang=hang)
+    for line in rest:
+        lines += wrapped(line.strip(), width, indent=indent + hang, hang=0)
+    click.echo("\n".join(lines), err=err)
 
 
 def note(text: str) -> None:
     """Say something beside the output."""
-    click.echo(f"note: {plain(text)}", err=True)
+    tell(f"note: {text}", err=True)
 
 
-def print_json(value: Any) -> None:
-    """Print `value` as JSON, for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print `value` as JSON, for programs; on one line without `indent`."""
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
@@ -255,18 +351,3 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {plain(str(value))}".rstrip())
-
-
-def bytes_text(size: int) -> str:
-    """`size` bytes for reading: 12.3 MB."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
-def count_text(count: int, word: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from controller.commands.surface import (
-    bytes_text,
     complete_grid,
-    count_text,
     json_option,
     named_grid,
     note,
-    plain,
     print_json,
     store_option,
+    tell,
     the_store,
+    width_of_output,
 )
+from controller.wording import bytes_text, count_text, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.store import Store
 
 SHOWN = 40
+WORTH_TELLING = 1_000_000_000  # bytes of decoded images that are spoken of unasked
+MARK_WIDTH = 6  # characters before what a check found
 
 
 @click.command()
@@ -40,31 +42,38 @@ SHOWN = 40
     multiple=True,
     help="Count GRID as gone: its decisions, and runs that no other grid wants, are among what goes. May be repeated.",
 )
+@click.option("--cache", is_flag=True, help="This machine's decoded images, too: the next run decodes them anew.")
 @json_option
-def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], as_json: bool) -> None:
+def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_json: bool) -> None:
     """Show what no grid in the store wants, and with --delete remove it.
 
     That is: runs of no grid, blobs that no checkpoint or result names, shards of replaced imports, temporary files
     older than a day. A run that is being trained is never touched.
+    With --cache also what this machine keeps of decoded images.
 
     \b
     Examples:
       grid gc
       grid gc --delete
       grid gc --forget old_grid --delete
+      grid gc --cache --delete
     """
     from controller.gc import Removal, find_unwanted, read_contents, remove, sweep_temporary
+    from trainer.cache import cache_usage, remove_unused
 
     store = the_store()
     wanted = _wanted(store, forget)
     found = find_unwanted(read_contents(store, wanted), wanted, time.time(), data_sets=data_sets)
     done = remove(store, found) if delete else Removal()
     num_swept = sweep_temporary(store) if delete else 0
+    usage = cache_usage()
+    num_freed = remove_unused(usage.folder, 0) if delete and cache else 0
     if as_json:
-        print_json(_gc_json(found, done, num_swept, delete))
+        shown = {"folder": str(usage.folder), "bytes": usage.num_bytes, "bytes_removed": num_freed}
+        print_json({**_gc_json(found, done, num_swept, delete), "cache": shown})
         return
     for item in found[:SHOWN]:
-        click.echo(f"{item.kind} {plain(item.name)}: {item.why}, {bytes_text(item.size)}")
+        tell(f"{item.kind} {item.name}: {item.why}, {bytes_text(item.size)}")
     if len(found) > SHOWN:
         click.echo(f"and {len(found) - SHOWN:,} more: --json has them all")
     for item in done.held:
@@ -76,6 +85,14 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], as_json: bool) ->
         click.echo(f"removed {_total(done.removed)}{swept}")
     else:
         click.echo(f"{_total(found)} that no grid wants; --delete removes it")
+    if num_freed:
+        tell(f"removed {bytes_text(num_freed)} of decoded images from {usage.folder}; what runs use stays")
+    elif cache or usage.num_bytes > WORTH_TELLING:
+        tell(
+            f"this machine keeps {bytes_text(usage.num_bytes)} of decoded images in {usage.folder}; "
+            "`grid gc --cache --delete` removes them",
+            err=not cache,
+        )
 
 
 def _total(items: list[Unwanted]) -> str:
@@ -155,18 +172,18 @@ def _checks(given: str | None) -> Iterator[Check]:
     from controller import doctor
     from controller.search import wanted
     from trainer.failure import GridError
-    from trainer.machine import cache_folder
 
     needs = None
     if given is not None:
         try:
             needs = wanted(named_grid(given))
             yield doctor.Check("grid", "ok", f"{given} can be read")
+            yield from doctor.check_architectures(needs)
         except GridError as error:
             yield doctor.Check("grid", "wrong", error.message, error.hint)
     yield from doctor.check_machine()
     yield from doctor.check_torch()
-    yield doctor.check_space(cache_folder(), "cache")
+    yield from doctor.guarded("cache", doctor.check_cache)
     try:
         store = the_store(patience_seconds=10)
     except GridError as error:
@@ -184,10 +201,11 @@ def _checks(given: str | None) -> Iterator[Check]:
 def _tell(check: Check) -> None:
     styled = {"ok": click.style("ok   ", fg="green"), "note": click.style("note ", fg="yellow")}
     mark = styled.get(check.state) or click.style("WRONG", fg="red", bold=True)
-    first, *rest = [plain(line) for line in check.found.splitlines()] or [""]
-    click.echo(f"{mark} {plain(check.name)}: {first}")
+    room = width_of_output() - MARK_WIDTH
+    found = f"{check.name}: {check.found}".splitlines()
+    first, *rest = [part for line in found for part in wrapped(line, room, hang=0)]
+    click.echo(f"{mark} {first}")
     for line in rest:
-        click.echo(f"      {line}")
+        click.echo(" " * MARK_WIDTH + line)
     if check.cure:
-        for line in check.cure.splitlines():
-            click.echo(f"      hint: {plain(line)}")
+        tell(f"hint: {check.cure}", indent=MARK_WIDTH)

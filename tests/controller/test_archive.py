@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from pictures import import_pictures
 
 from controller.archive import (
+    HEAD_BYTES,
+    ZIP_HEAD,
     adopt,
+    check_weights_head,
     clear_failures,
     data_facts,
     decision_key,
@@ -95,12 +102,53 @@ def test_weights_are_known_by_their_hash(file_store: FileStore, small: Grid, tmp
     needs = wanted(parse_grid(TEXT.replace("alexnet}", "alexnet, weights: a.pth}"), "small.yaml"))
     with pytest.raises(DataError, match=r"weights/a\.pth"):
         gather_facts(file_store, needs)
+    content = ZIP_HEAD + b"abc"
+    file_store.put("weights/a.pth", content)
+    assert gather_facts(file_store, needs).weights == {"a.pth": hashlib.sha256(content).hexdigest()}
     file_store.put("weights/a.pth", b"abc")
-    found = gather_facts(file_store, needs).weights
-    assert found == {"a.pth": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    with pytest.raises(DataError, match=r"begins with b'abc', expected what torch\.save writes"):
+        gather_facts(file_store, needs)
+
+
+def test_what_torch_and_safetensors_write_is_taken_for_weights() -> None:
+    state = {"weight": torch.zeros(2)}
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save(state, file, _use_new_zipfile_serialization=zipped)
+        check_weights_head("net.pth", file.getvalue()[:HEAD_BYTES])
+        with pytest.raises(DataError, match="expected a safetensors file"):
+            check_weights_head("net.safetensors", file.getvalue()[:HEAD_BYTES])
+    check_weights_head("net.safetensors", safetensors.torch.save(state)[:HEAD_BYTES])
+    with pytest.raises(DataError, match="begins with b''"):
+        check_weights_head("empty.safetensors", b"")
 
 
 # A grid's text
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"\xff\xfe", b"grid: small\nbase: 3\n"], ids=["torn", "no-text", "no-grid"])
+def test_a_damaged_text_is_told_with_the_ways_out_and_kept_by_an_update(
+    file_store: FileStore, small: Grid, facts: Facts, damaged: bytes
+) -> None:
+    file_store.put("grids/small/grid.yaml", damaged)
+    for attempt in (lambda: adopt(small, file_store, facts), lambda: stored_grid(file_store, "small")):
+        with pytest.raises(SpecError, match="the grid 'small' in the store cannot be read: ") as caught:
+            attempt()
+        assert "`grid run FILE --update`" in str(caught.value.hint)
+        assert "`grid gc --forget small`" in str(caught.value.hint)
+    assert adopt(small, file_store, facts, update=True).state == "updated"
+    [kept] = file_store.list("grids/small/earlier/")
+    assert "damaged-" in kept.key
+    assert file_store.get(kept.key) == damaged
+    assert adopt(small, file_store, facts).state == "unchanged"
+
+
+def test_a_grid_whose_needs_cannot_be_told_is_named(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    file_store.delete("datasets/pictures/index.json")
+    with pytest.raises(DataError, match="grid small: what it needs cannot be told: data set 'pictures'") as caught:
+        wanted_of(file_store)
+    assert "`grid gc --forget small` counts the grid as gone" in str(caught.value.hint)
 
 
 def test_a_grid_is_found_as_it_was_adopted(file_store: FileStore, small: Grid, facts: Facts) -> None:

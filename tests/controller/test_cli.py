@@ -17,9 +17,10 @@ from results import result
 
 from controller.cli import SECTIONS, main
 from controller.commands.data import ImportProgress
+from controller.commands.surface import Waits
 from trainer.failure import Failure
 from trainer.lease import LeaseRecord, lease_key
-from trainer.store import FileStore
+from trainer.store import FileStore, Retry
 
 GRID = """
 grid: tiny
@@ -95,6 +96,7 @@ def test_help_lists_every_command_with_a_line_and_the_exit_codes() -> None:
     assert sorted(listed) == sorted(main.commands)
     for name in listed:
         assert f"\n  {name} " in text
+    assert "..." not in text.partition("\nCompare:")[2]  # no line is cut
     assert "75  stopped" in text
 
 
@@ -166,6 +168,8 @@ def test_an_error_has_a_hint_and_an_exit_code_and_no_traceback(folder: Path) -> 
     ("words", "expected", "text"),
     [
         pytest.param(["plan", "dem"], 64, "did you mean 'demo'?", id="a grid that is nearly named"),
+        pytest.param(["status", "nope"], 64, "(which has none yet), or a file", id="a grid that is nowhere"),
+        pytest.param(["show", "demo", "--as", "a b"], 64, "error: --as: got 'a b', expected up to 63", id="a new name"),
         pytest.param(["plan", "no/such.yaml"], 64, "no such file", id="a file that is not there"),
         pytest.param(["show", "demo", "--set", "epoch=3"], 64, "epochs", id="a key that is nearly right"),
         pytest.param(["--store", "ftp://x", "gc"], 64, "expected file:///folder", id="another kind of store"),
@@ -271,6 +275,48 @@ def test_status_tells_what_is_done_and_what_failed(imported: Path) -> None:
     assert "failed: diverged: not finite" in text
 
 
+def put_failure(store: FileStore, run: str, **changes: object) -> None:
+    values = {"attempt": None, "exit_code": 70, "reason": "diverged", "message": "not finite", "final": True}
+    store.put(
+        f"failures/{run}.json", Failure.model_validate({"run": run, **values, **changes}).model_dump_json().encode()
+    )
+
+
+def test_status_fits_the_terminal_and_says_what_to_do(imported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    store, runs = store_of(imported), planned_runs()
+    message = f"the loss {'was not finite and ' * 6}\n\x1b[31mstayed so"
+    put_failure(store, runs[1], message=message, hint="a smaller learning rate may help")
+    put_failure(store, runs[2], reason="crashed", message="broke", exit_code=1, attempt="0003-ab")
+    shown = call("status", "tiny.yaml")
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "\x1b" not in shown.output
+    assert "    failed: diverged: the loss was not finite and" in shown.stdout
+    assert "[31mstayed so\n" in shown.stdout
+    assert "    hint: a smaller learning rate may help\n" in shown.stdout
+    assert f"see runs/{runs[2]}/attempts/0003-ab/log.txt" in " ".join(shown.stdout.split())
+    assert "`grid retry tiny` lets what failed be tried again" in shown.stderr
+
+
+def test_a_row_with_one_run_is_told_on_one_line(imported: Path) -> None:
+    (imported / "tiny.yaml").write_text(GRID.replace("seeds: 2", "seeds: 1"))
+    store, runs = store_of(imported), planned_runs()
+    put_result(store, runs[0], {}, 0, 1.0)
+    put_failure(store, runs[1])
+    lines = call("status", "tiny.yaml").stdout.splitlines()
+    assert [" ".join(line.split()) for line in lines if "lr=" in line] == [
+        "lr=0.001 done",
+        "lr=0.01 failed: diverged: not finite",
+    ]
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "table", "retry"])
+def test_a_pattern_that_fits_nothing_is_an_error_of_every_command(imported: Path, command: str) -> None:
+    told = call(command, "tiny.yaml", "--only", "lr=0.02", expected=64).stderr
+    assert "--only: got 'lr=0.02', which fits no row of grid tiny: lr=0.001, lr=0.01" in told
+    assert "did you mean 'lr=0.01'?" in told
+
+
 def test_retry_clears_failures_and_says_which(imported: Path) -> None:
     store, runs = store_of(imported), planned_runs()
     failure = Failure(run=runs[1], attempt=None, exit_code=70, reason="diverged", message="not finite", final=True)
@@ -363,6 +409,56 @@ def test_a_table_is_written_in_each_form(imported: Path, form: str, start: str) 
     assert (imported / "out.txt").read_text().startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["-o", "out.md"], "# tiny"),
+        (["-o", "out.CSV"], "grid,stage,experiment"),
+        (["-o", "out.json"], '{"grid": "tiny"'),
+        (["-o", "out.svg"], "<svg"),
+        (["-o", "out.txt"], "tiny: seeds 0, 1"),
+        (["-o", "out.md", "--format", "csv"], "grid,stage,experiment"),
+        (["-o", "out.md", "--json"], '{"grid": "tiny"'),
+        (["-o", "out", "--format", "markdown"], "# tiny"),
+    ],
+    ids=" ".join,
+)
+def test_the_ending_of_a_file_chooses_the_form_of_a_table(imported: Path, words: list[str], start: str) -> None:
+    assert "note: written to out" in call("table", "tiny.yaml", *words).stderr
+    assert (imported / words[1]).read_text().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "hint"),
+    [
+        ("out.pdf", "expected a name that ends in .md, .csv, .json, .svg, .txt", "--format terminal|markdown"),
+        ("none/out.md", "got 'none/out.md', which cannot be written: No such file", "name a file in a folder"),
+        ("shades.md", "which cannot be written: Is a directory", "name a file in a folder"),
+    ],
+    ids=["another-ending", "no-folder", "a-folder"],
+)
+def test_a_table_that_cannot_be_written_is_told(imported: Path, output: str, message: str, hint: str) -> None:
+    (imported / "shades.md").mkdir()
+    told = call("table", "tiny.yaml", "-o", output, expected=64).stderr
+    assert message in told
+    assert hint in told
+
+
+def test_a_table_and_a_status_read_a_data_set_s_index_once(imported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    get = FileStore.get
+
+    def counted(store: FileStore, key: str) -> bytes:
+        read.append(key)
+        return get(store, key)
+
+    monkeypatch.setattr(FileStore, "get", counted)
+    for command in ("table", "status"):
+        call(command, "tiny.yaml")
+        assert read.count("datasets/shades/index.json") == 1
+        read.clear()
+
+
 def test_a_table_shows_only_what_is_asked_for(imported: Path) -> None:
     table = answer("table", "tiny.yaml", "--stage", "rate", "--only", "*0.01")
     assert isinstance(table, dict)
@@ -413,9 +509,68 @@ def test_gc_removes_nothing_while_a_grid_cannot_be_read(imported: Path) -> None:
     assert list(store.list("grids/")) + list(store.list("runs/")) == []
 
 
+def test_gc_says_how_to_get_past_a_grid_that_cannot_be_read(imported: Path) -> None:
+    store_of(imported).put("grids/torn/grid.yaml", b"grid: [")
+    assert "`grid gc --forget torn` counts the grid as gone" in call("gc", expected=64).stderr
+    assert "torn" in call("list").stdout
+
+
+def test_gc_shows_and_empties_the_cache_of_decoded_images(imported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRID_CACHE", str(imported / "cache"))
+    (imported / "cache" / "images").mkdir(parents=True)
+    image = imported / "cache" / "images" / "shades.rgb"
+    image.write_bytes(b"x" * 8192)
+    told = " ".join(call("gc", "--cache").stdout.split())
+    assert f"keeps 8.2 kB of decoded images in {imported}/cache/images; `grid gc --cache --delete`" in told
+    assert image.exists()
+    assert "cache" not in call("gc", "--delete").output
+    assert image.exists()
+    answered = answer("gc", "--cache", "--delete")
+    assert isinstance(answered, dict)
+    assert answered["cache"] == {"folder": f"{imported}/cache/images", "bytes": 8192, "bytes_removed": 8192}
+    assert not image.exists()
+
+
 def test_gc_leaves_data_sets_alone_unless_told_to(imported: Path) -> None:
     assert "nothing to remove" in call("gc", "--delete").stdout
     assert "data set shades: named by no grid" in call("gc", "--datasets").stdout
+
+
+def retried(tries: int, kind: str = "connection") -> Retry:
+    return Retry("reading", "grids/x/grid.yaml", kind, tries, 1.0, "refused")
+
+
+def test_a_wait_names_the_server_and_how_long_it_will_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    waits = Waits("http://127.0.0.1:9", 15.0, clock=lambda: now[0])
+    for tries in range(1, 13):
+        waits(retried(tries))
+        now[0] += 1.0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "trying for another 14 s",
+        "trying for another 9 s",
+        "trying for another 4 s",
+    ]
+    expected = "waiting for http://127.0.0.1:9, which gives no answer (connection, reading grids/x/grid.yaml)"
+    assert told[0].startswith(expected)
+
+
+def test_one_request_that_is_sent_again_is_not_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = Waits("http://127.0.0.1:9", 15.0)
+    waits(retried(1))
+    waits(retried(1))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_that_only_reads_gives_up_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_ACCESS_KEY_ID", "a")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setattr("controller.commands.runs.READING_SECONDS", 2.0)
+    told = call("--store", "s3://bucket/lab", "status", "tiny.yaml", expected=69).stderr
+    assert "expected an answer from http://127.0.0.1:9" in told
+    assert "hint: is the server up?" in told
 
 
 def complete(words: list[str], incomplete: str = "") -> list[str]:
@@ -429,7 +584,7 @@ def complete(words: list[str], incomplete: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("words", "start", "offered"),
     [
-        pytest.param([], "re", ["reopen", "retry"], id="commands"),
+        pytest.param([], "re", ["render", "reopen", "resume", "retry"], id="commands"),
         pytest.param(["plan"], "de", ["demo", "de"], id="grids"),
         pytest.param(["reopen", "tiny.yaml"], "", ["rate", "best"], id="stages"),
         pytest.param(["run", "tiny.yaml", "--stage"], "r", ["rate"], id="stages of an option"),

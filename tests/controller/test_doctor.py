@@ -10,6 +10,7 @@ import pytest
 
 from controller import doctor
 from controller.doctor import Check
+from controller.search import Needs
 from trainer.failure import StoreError
 from trainer.store import FileStore
 
@@ -43,7 +44,7 @@ def test_a_python_is_judged_by_its_version(version: tuple[int, int], state: str)
 
 def test_little_memory_is_told_with_a_cure() -> None:
     check = doctor.check_memory(1 << 30)
-    assert (check.state, check.found) == ("note", "1.0 GiB may still be taken")
+    assert (check.state, check.found) == ("note", "1.1 GB may still be taken")
     assert check.cure is not None
     assert doctor.check_memory(16 << 30).state == "ok"
 
@@ -57,7 +58,7 @@ def test_torch_on_a_processor_says_what_auto_means() -> None:
 
 def test_a_gpu_is_told_with_its_memory() -> None:
     checks = named(doctor.read_torch_answer(0, json.dumps({**GPU, "instruction_set": "9.0"}), "", 1))
-    assert checks["device"].found == "A Processor, 80 GiB, compute capability 9.0, and 1 more"
+    assert checks["device"].found == "A Processor, 85.9 GB, compute capability 9.0, and 1 more"
     assert checks["precision"].found == "auto means bf16 here"
 
 
@@ -127,12 +128,15 @@ def test_clocks_that_differ_are_told(stamp: float, state: str, text: str) -> Non
     assert text in check.found
 
 
-def test_space_counts_what_the_folder_holds(tmp_path: Path) -> None:
-    (tmp_path / "images").write_bytes(b"x" * 4096)
-    check = doctor.check_space(tmp_path / "new" / "cache", "cache")
+def test_the_cache_tells_its_room_and_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRID_CACHE", str(tmp_path / "new" / "cache"))
+    monkeypatch.setenv("GRID_CACHE_BYTES", "3000000000")
+    [check] = doctor.check_cache()
     assert check.state in ("ok", "note")
-    assert "holds 0.0 GiB" in check.found
-    assert doctor._size(tmp_path) >= 4096
+    assert f"{tmp_path}/new/cache: 0 B of decoded images, at most 3.0 GB; " in check.found
+    (tmp_path / "new" / "cache" / "images").mkdir(parents=True)
+    (tmp_path / "new" / "cache" / "images" / "birds.rgb").write_bytes(b"x" * 8192)
+    assert "8.2 kB of decoded images" in next(doctor.check_cache()).found
 
 
 def test_a_data_set_that_a_grid_wants_and_the_store_lacks_is_wrong(file_store: FileStore) -> None:
@@ -146,10 +150,25 @@ def test_an_empty_store_is_worth_knowing_and_not_wrong(file_store: FileStore) ->
 
 
 def test_weights_are_looked_up_in_the_store(file_store: FileStore) -> None:
-    file_store.put("weights/net.pth", b"weights")
-    checks = list(doctor.check_weights(file_store, ["net.pth", "none.pth", "net.pth"]))
-    assert [check.state for check in checks] == ["ok", "wrong"]
+    file_store.put("weights/net.pth", b"PK\x03\x04 and so on")
+    file_store.put("weights/junk.pth", b"<!DOCTYPE html>")
+    checks = list(doctor.check_weights(file_store, ["net.pth", "none.pth", "net.pth", "junk.pth"]))
+    assert [check.state for check in checks] == ["ok", "wrong", "wrong"]
     assert "weights/none.pth" in str(checks[1].cure)
+    assert "begins with b'<!DOCTYPE html>', expected what torch.save writes" in checks[2].found
+
+
+def test_networks_are_looked_up_in_their_source() -> None:
+    needs = Needs((), (), ("networks:usual", "networks:unusual", "no_such:network"), ("resnet18", "resnet81"))
+    checks = named(list(doctor.check_architectures(needs)))
+    assert {name: check.state for name, check in checks.items()} == {
+        "network resnet18": "ok",
+        "network resnet81": "wrong",
+        "network networks:usual": "ok",
+        "network networks:unusual": "wrong",
+        "network no_such:network": "wrong",
+    }
+    assert checks["network networks:unusual"].cure == "did you mean 'networks:usual'?"
 
 
 def test_an_error_that_ends_a_check_is_told_as_a_check() -> None:

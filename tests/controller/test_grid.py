@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.grid import Grid, describe_changes, parse_grid, read_grid, shipped_grids
+from controller.changes import describe_changes
+from controller.grid import Grid, parse_grid, read_grid, shipped_grids
 from controller.reference import files, grid_schema
+from controller.search import DataFacts, Facts, expand
 from trainer.document import read_document
 from trainer.failure import SpecError
 
@@ -440,3 +442,50 @@ def test_a_grid_whose_stages_are_all_wrong_is_told_that_alone() -> None:
     said = error_of(ONE + "    vary: {optimizer.lr: []}\n")
     assert "vary" in said
     assert "stages: got" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(
+            f"{HEAD}seeds: [-1, 3]\nstages: [{{name: a}}]\n",
+            "seeds[0]: got -1, expected a number of at least 0",
+            id="a-seed-below-zero",
+        ),
+        pytest.param(
+            f'{HEAD}stages: [{{name: a, points: [{{name: "a\\nb", epochs: 1}}]}}]\n',
+            "name: got 'a\\nb', expected one line of at most 120 printable characters, without space around it",
+            id="a-name-of-two-lines",
+        ),
+        pytest.param(
+            f"{HEAD}stages: [{{name: a, points: [{{name: '{'x' * 121}', epochs: 1}}]}}]\n",
+            "expected one line of at most 120 printable characters",
+            id="a-name-that-fits-no-table",
+        ),
+        pytest.param(
+            f"{HEAD}stages: [{{name: a, set: {{model.weights: ../../etc/x}}}}]\n",
+            "model.weights: got '../../etc/x', expected a file below the store's weights/",
+            id="weights-outside-the-store",
+        ),
+    ],
+)
+def test_one_fault_is_told_once_and_at_its_place(text: str, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        expand(parse(text), {}, Facts(data={"digits": DataFacts("a" * 64, 2, {}, {})}))
+
+    assert told in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_a_key_that_holds_anchors_is_no_part_of_the_grid() -> None:
+    plain = parse(f"{HEAD}stages: [{{name: a, set: {{epochs: 2}}}}]\n")
+    anchored = parse(f"x-few: &few {{epochs: 2}}\n{HEAD}stages: [{{name: a, set: *few}}]\n")
+
+    assert anchored.digest == plain.digest
+    assert "x-few" not in anchored.text()
+
+
+def test_a_large_number_is_named_shortly() -> None:
+    text = f"{ONE}    vary: {{optimizer.lr: [1e30, 1e-7, 1e15]}}\n"
+
+    assert names_of(text) == ["lr=1e+30", "lr=1e-7", "lr=1000000000000000"]

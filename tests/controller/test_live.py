@@ -20,7 +20,6 @@ from controller.live import (
     open_view,
     render,
     run_words,
-    show_seconds,
 )
 
 RUN = RunProgress(
@@ -49,8 +48,33 @@ class Clock:
 def drawn(progress: GridProgress, width: int = 120, height: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
     with console.capture() as capture:
-        console.print(render(progress, height))
+        console.print(render(progress, height, width))
     return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("width", "told", "left_out"),
+    [
+        pytest.param(120, ["━", "loss 1.2", "acc 0.5", "images/s", "10 min left"], [], id="all"),
+        pytest.param(80, ["loss 1.2", "acc 0.5", "10 min left"], ["━", "images/s", "…"], id="bar-and-speed-go-first"),
+        pytest.param(60, ["acc 0.5", "10 min left"], ["loss", "…"], id="then-the-loss"),
+        pytest.param(36, ["lr/lr=0.1", "epoch 3/30"], ["left", "acc"], id="the-epoch-stays"),
+    ],
+)
+def test_a_narrow_terminal_goes_without_columns_and_cuts_none(width: int, told: list[str], left_out: list[str]) -> None:
+    line = drawn(GRID, width=width)[0]
+    assert all(text in line for text in told), line
+    assert not any(text in line for text in left_out), line
+
+
+def test_a_large_loss_stays_short() -> None:
+    words = run_words(replace(RUN, train_loss=1.302, validation_loss=372_639.1))
+    assert words["loss"] == "loss 1.302/3.7e+05"
+
+
+def test_a_name_cannot_drive_the_terminal() -> None:
+    lines = drawn(replace(GRID, running=(replace(RUN, label="lr/\x1b[2Jrow"),)))
+    assert "\x1b" not in "".join(lines)
 
 
 def many(count: int) -> GridProgress:
@@ -94,21 +118,13 @@ def test_the_grids_line_tells_of_stopping_and_of_the_time_left() -> None:
     assert text == "demo: 3 done, 1 stopping, 1 running elsewhere, 4 waiting, 1 failed, about 45 s left, then test"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        pytest.param(0, "0 s", id="nothing"),
-        pytest.param(89.4, "89 s", id="seconds"),
-        pytest.param(90, "2 min", id="minutes"),
-        pytest.param(89 * 60 + 29, "89 min", id="many-minutes"),
-        pytest.param(200 * 60, "3 h 20 min", id="hours"),
-        pytest.param(28 * 3600, "1 day 4 h", id="a-day"),
-        pytest.param(52 * 3600, "2 days 4 h", id="days"),
-        pytest.param(-3, "0 s", id="late"),
-    ],
-)
-def test_times_are_shown_as_people_say_them(seconds: float, text: str) -> None:
-    assert show_seconds(seconds) == text
+def test_further_lines_stand_below_the_first() -> None:
+    stream = io.StringIO()
+    with open_view(stream) as view:
+        view.say("failed", "lr/x: data: broken\n  \x1b[31mby a\nhint: mend it")
+    assert stream.getvalue() == (
+        "failed lr/x: data: broken\n       \N{REPLACEMENT CHARACTER}[31mby a\n       hint: mend it\n"
+    )
 
 
 def test_plain_lines_are_rare() -> None:

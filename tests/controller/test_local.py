@@ -11,25 +11,24 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from grids import TEXT, runs_of
 from pictures import import_pictures
 
 from controller import local
 from controller.archive import checkpoint_sequence, gather_facts
+from controller.attempts import MAX_TRIES, crash_failure, show_exit
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_results
 from controller.live import GridProgress, RunProgress, View, Word
 from controller.local import (
-    MAX_TRIES,
     Outcome,
     Tries,
     Verdict,
-    crash_failure,
     judge,
     next_starts,
     retry,
@@ -37,9 +36,9 @@ from controller.local import (
     status,
     time_left,
 )
-from controller.search import DataFacts, Decision, Expansion, Facts, expand, wanted
+from controller.search import Decision, Facts, expand, wanted
 from controller.standing import Choice, Work, chosen_work
-from controller.workers import Machine, Share, num_threads, share_of, show_exit
+from controller.workers import Machine, Share, num_threads, share_of
 from trainer.failure import DataError, ExitCode, Failure, SpecError, StoreError
 from trainer.identity import read_spec
 from trainer.lease import run_lock
@@ -47,33 +46,10 @@ from trainer.result import PASSING, Result
 from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
 from trainer.store import FileStore
 
-TEXT = """\
-grid: small
-base:
-  data: {name: pictures, resize: 24, crop: 20}
-  model: {architecture: "networks:usual"}
-  batch_size: 10
-  epochs: 3
-seeds: 2
-stages:
-  - name: lr
-    vary: {optimizer.lr: [0.05, 0.005]}
-  - name: smoothing
-    vary: {label_smoothing: [0, 0.1]}
-  - name: final
-    test: {best: 1}
-"""
-FACTS = Facts(data={"pictures": DataFacts("f" * 64, 3, {}, {})}, factories={"networks:usual": "a" * 64})
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MIB = 1 << 20
 
 
 # --- values in, values out
-
-
-def runs_of(expansion: Expansion, stage: str) -> list[str]:
-    found = next(each for each in expansion.stages if each.name == stage)
-    return [run.id for experiment in found.experiments for run in experiment.runs]
 
 
 def spec(batch_size: int = 256, crop: int = 224) -> ExperimentSpec:
@@ -379,7 +355,10 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(pictures: FileStore,
     assert read_leases(pictures, [straight.run])[straight.run].released
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    assert train(pictures, LONG).exit_code == ExitCode.OK
+    view = Watcher()
+    assert train(pictures, LONG, view).exit_code == ExitCode.OK
+    assert "start" not in view.words()
+    assert re.fullmatch(r"lr/lr=0\.05 \(.*\) from epoch \d+", dict(view.said)["resume"])
     assert one_result(pictures).model_dump(exclude=set(PASSING)) == straight.model_dump(exclude=set(PASSING))
 
 
@@ -500,13 +479,15 @@ def test_a_run_that_another_process_holds_is_waited_for(pictures: FileStore) -> 
     shown: list[GridProgress] = []
 
     def release(progress: GridProgress) -> None:
-        shown.append(progress)
-        if len(shown) == 3:
+        if progress.elsewhere:
+            shown.append(progress)
             lock.release()
 
-    assert train(pictures, ONE_RUN, Watcher(release)).exit_code == ExitCode.OK
-    assert shown[1].elsewhere == ("lr/lr=0.05: running in another process",)
-    assert not shown[1].running
+    view = Watcher(release)
+    assert train(pictures, ONE_RUN, view).exit_code == ExitCode.OK
+    assert shown[0].elsewhere == ("lr/lr=0.05: running in another process",)
+    assert not shown[0].running
+    assert view.words()[:2] == ["waits", "start"]
     assert one_result(pictures).attempts == 1
 
 
@@ -523,7 +504,7 @@ def test_a_store_that_does_not_answer_is_waited_for_while_runs_are_at_work(
             raise StoreError("no answer")
         return read_decisions(store, grid)
 
-    monkeypatch.setattr(local, "read_decisions", read)
+    monkeypatch.setattr("controller.observe.read_decisions", read)
     text = ONE_RUN.replace("optimizer.lr: [0.05]", "epochs: [1, 80]")
     view = Watcher()
     assert train(pictures, text, view, parallel=2).exit_code == ExitCode.OK
@@ -621,6 +602,90 @@ def test_when_the_controller_is_killed_its_runs_save_and_stop(
     result = one_result(pictures)
     assert result.attempts == int(lease.attempt.partition("-")[0]) + 1
     assert result.model_dump(exclude=set(PASSING)) == straight.model_dump(exclude=set(PASSING))
+
+
+HOLDER = """
+import sys, time
+from trainer.lease import Lease
+from trainer.stop import StopSignal
+from trainer.store import open_store
+
+lease = Lease(open_store(sys.argv[1]), sys.argv[2], StopSignal())
+lease.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_holder_on_this_host_that_was_killed_does_not_run(pictures: FileStore) -> None:
+    run = next(iter(expand(small(ONE_RUN), {}, _facts(pictures)).runs()))
+    work = Work(run, False)
+    command = [sys.executable, "-c", HOLDER, pictures.uri, run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert re.fullmatch(
+            rf"running on .*:{holder.pid}, epoch 1", str(status(small(ONE_RUN), pictures).state(work)[1])
+        )
+        pictures.put(f"runs/{run}/checkpoint.json", b'{"sequence": 7, "progress": {"epoch": 4}}')
+        assert str(status(small(ONE_RUN), pictures).state(work)[1]).endswith(", epoch 5")  # the lease is older
+        holder.kill()
+    assert not read_leases(pictures, [run])[run].released
+    assert status(small(ONE_RUN), pictures).state(work) == ("waiting", "stopped, goes on from epoch 5")
+    pictures.delete(f"runs/{run}/checkpoint.json")
+    assert status(small(ONE_RUN), pictures).state(work) == ("waiting", "never started")
+
+
+def test_folders_of_killed_sessions_are_swept_and_those_in_use_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name, has_lock, age in (("killed", True, 0), ("new", False, 0), ("old", False, 100)):
+        folder = tmp_path / f"{local.FOLDER_PREFIX}{name}"
+        folder.mkdir()
+        (folder / "0001-run.txt").write_text("output")
+        if has_lock:
+            (folder / "lock").touch()
+        os.utime(folder, (time.time() - age, time.time() - age))
+    (tmp_path / f"{local.FOLDER_PREFIX}link").symlink_to(tmp_path)
+    with local.own_folder() as first, local.own_folder() as second:
+        found = {path.name.removeprefix(local.FOLDER_PREFIX) for path in tmp_path.glob(f"{local.FOLDER_PREFIX}*")}
+        assert found == {"new", "link", *(path.name.removeprefix(local.FOLDER_PREFIX) for path in (first, second))}
+    assert not first.exists()
+
+
+@pytest.mark.slow
+def test_a_machine_that_computes_otherwise_is_told_at_once_and_may_go_on_inexactly(pictures: FileStore) -> None:
+    def interrupt(progress: GridProgress) -> None:
+        if not progress.stopping and progress.running and progress.running[0].epochs_done > 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(pictures, LONG, Watcher(interrupt)).stopped
+    [run] = expand(small(LONG), {}, _facts(pictures)).runs()
+    key = f"runs/{run}/numerics.json"
+    pictures.put(key, pictures.get(key).replace(b'"device_model": "', b'"device_model": "another than '))
+    view = Watcher()
+    outcome = train(pictures, LONG, view)
+    assert outcome.exit_code == ExitCode.TRAINING
+    assert [failure.reason for failure in outcome.failed.values()] == ["numerics"]
+    assert "`grid run small --resume inexact`" in str(outcome.failed[run].hint)
+    assert "again" not in view.words()
+    assert outcome.told == {run}
+
+    view = Watcher()
+    assert train(pictures, LONG, view, resume="inexact").exit_code == ExitCode.OK
+    assert view.words() == ["resume", "done", "kept"][: len(view.words())]
+    assert re.search(r" from epoch \d+$", view.said[0][1])
+    assert not one_result(pictures).exact
+
+
+@pytest.mark.slow
+def test_a_stage_that_cannot_begin_yet_is_told(pictures: FileStore) -> None:
+    view = Watcher()
+    assert train(pictures, TEXT, view, stages=["smoothing"]).exit_code == ExitCode.OK
+    assert view.said == [("waits", "smoothing: for stage lr to be decided")]
+    with pytest.raises(SpecError, match="which fits no row of grid small"):
+        train(pictures, TEXT, only="zzz*")
 
 
 def test_nothing_starts_without_the_data_set(file_store: FileStore) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from controller.grid import Grid, parse_grid, read_grid
-from controller.plan import Bounds, Plan, Speed, SpeedKey, make_plan, plan_text, speeds_of
+from controller.plan import Bounds, Plan, Sizes, Speed, SpeedKey, make_plan, plan_text, shapes_of, speeds_of
 from controller.search import DataFacts, Facts, expand
 from controller.standing import Choice
 from trainer.result import Result
+from trainer.sizes import Size
 
 HEAD = "grid: g\nbase:\n  data: {name: digits, resize: 32, crop: 32}\n  model: {architecture: alexnet}\n"
 CHAIN = """\
@@ -22,13 +23,17 @@ stages:
     vary: {optimizer.lr: [1, 100], optimizer.weight_decay: [5e-5]}
   - {name: test, test: {best: 2}}
 """
+PINNED_TEST = """\
+stages:
+  - {name: rate, vary: {optimizer.lr: [0.1, 1]}}
+  - {name: test, test: {these: [{stage: rate, this: {optimizer.lr: 1}}], because: it is round}}
+"""
 FACTS = Facts(
     data={
         "digits": DataFacts(
             fingerprint="a" * 64,
             num_classes=2,
             class_counts={"train": (60, 40), "validation": (30, 20), "test": (10, 10)},
-            majority_share={},
             aspect_sums={"train": 150.0, "validation": 50.0, "test": 20.0},
         )
     }
@@ -202,19 +207,20 @@ def _result(spec: dict[str, Any], speed: float) -> Result:
 
 
 def test_the_text_is_a_table_with_totals() -> None:
-    assert plan_text(plan_of(parse(HEAD + CHAIN, seeds=2))).splitlines()[:8] == [
+    assert plan_text(plan_of(parse(HEAD + CHAIN, seeds=2))).splitlines()[:9] == [
         "grid g, seeds 0, 1",
         "",
-        "stage  starts from  rows  runs  new  shared  in store  keeps",
-        "─────  ───────────  ────  ────  ───  ──────  ────────  ─────────────────────────",
-        "rate   base            3     6    6       0         0  lowest validation_loss",
-        "decay  rate            2     4    2       2         0  lowest validation_loss",
-        "again  decay           2     4    2       2         0  lowest validation_loss",
-        "test   test part       2     4    0       4         0  best 2 by validation_loss",
+        "stage  starts from  rows  runs  new  shared  in store",
+        "─────  ───────────  ────  ────  ───  ──────  ────────",
+        "rate   base            3     6    6       0         0",
+        "decay  rate            2     4    2       2         0",
+        "again  decay           2     4    2       2         0",
+        "test   test part       2     4    0       4         0",
+        "",
     ]
+    text = " ".join(plan_text(plan_of(parse(HEAD + CHAIN, seeds=2))).split())
     assert (
-        "total: 10 distinct runs (stages that wait included), 0 in the store, 10 to train, 6 of them known now"
-        in plan_text(plan_of(parse(HEAD + CHAIN, seeds=2)))
+        "total: 10 distinct runs (stages that wait included), 0 in the store, 10 to train, 6 of them known now" in text
     )
 
 
@@ -238,3 +244,77 @@ def test_ten_thousand_points_come_to_ten_thousand_runs() -> None:
     stages = f"stages: [{{name: one, vary: {{optimizer.lr: {lrs}, optimizer.weight_decay: {decays}}}}}]\n"
 
     assert plan_of(parse(HEAD + stages)).new == Bounds(10_000, 10_000)
+
+
+LONG = "because the report says so in its second section, where it compares these two with one another at length"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    chain = CHAIN.replace("name: rate", f"name: {'rate-of-learning-' * 3}x").replace("from: rate", "from: base")
+    kept = f"    keep: {{this: {{optimizer.lr: 10}}, because: '{LONG}'}}"
+    pinned = chain.replace("[0.1, 1, 10]}", f"[0.1, 1, 10]}}\n{kept}")
+    text = plan_text(plan_of(parse(HEAD + pinned, seeds=9), choice=Choice("*", ())), width=width)
+
+    assert max(map(len, text.splitlines())) <= width
+    assert LONG in " ".join(text.split())
+
+
+def test_a_tested_run_is_in_the_store() -> None:
+    grid = parse(HEAD + PINNED_TEST)
+    expansion = expand(grid, {}, FACTS)
+    (row,) = expansion.stages[1].experiments
+    plan = make_plan(grid, expansion, FACTS, set(), {}, existing_tests={row.runs[0].id})
+
+    assert (plan.stages[1].shared, plan.stages[1].stored) == (Bounds(0, 0), Bounds(1, 1))
+    assert plan.stages[1].rows[0].states == ("stored",)
+
+
+def test_a_test_stage_that_wants_more_rows_than_there_are_says_so() -> None:
+    stages = """stages:
+  - {name: rate, vary: {optimizer.lr: [0.1, 1, 10]}}
+  - {name: test, test: {best: 9}}
+"""
+    plan = plan_of(parse(HEAD + stages))
+
+    assert plan.stages[1].num_rows == 3
+    assert "test: tests best 9 by validation_loss, 3 rows at most" in plan_text(plan)
+
+
+SIZE = Size(
+    num_parameters=1000,
+    num_trainable_parameters=900,
+    num_buffers=24,
+    image_bytes=10_000,
+    largest_bytes=1_000,
+    process_bytes=500_000_000,
+)
+
+
+def test_a_network_that_never_ran_has_an_estimate_by_its_size() -> None:
+    grid = parse(HEAD + CHAIN)
+    expansion = expand(grid, {}, FACTS)
+    (shape,) = shapes_of(expansion, FACTS)
+    resources = make_plan(grid, expansion, FACTS, set(), {}, sizes=Sizes({shape.key: SIZE})).resources
+
+    assert resources.checkpoint_bytes == 4 * (2 * 1024 + 900)
+    assert resources.estimated_memory_bytes == 500_000_000 + 4 * 900 + 2 * 4 * (2 * 1024 + 900) + 256 * 12_000
+    assert resources.peak_memory_bytes is None
+
+
+def test_a_network_that_cannot_be_measured_says_why() -> None:
+    grid = parse(HEAD + CHAIN)
+    expansion = expand(grid, {}, FACTS)
+    (shape,) = shapes_of(expansion, FACTS)
+    text = plan_text(make_plan(grid, expansion, FACTS, set(), {}, sizes=Sizes({}, {shape.key: "no torch here"})))
+
+    assert "memory, checkpoint size, time: unknown until the first run of alexnet" in text
+    assert "alexnet: its size is not known: no torch here" in text
+
+
+def test_networks_are_counted_once_however_many_rows_train_them() -> None:
+    stages = "stages: [{name: one, vary: {optimizer.lr: [1, 2], model.architecture: [alexnet, resnet18]}}]\n"
+    grid = parse(HEAD + stages)
+
+    shapes = shapes_of(expand(grid, {}, FACTS), FACTS)
+    assert [(shape.model.architecture, shape.num_classes) for shape in shapes] == [("alexnet", 2), ("resnet18", 2)]

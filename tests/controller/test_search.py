@@ -1,119 +1,36 @@
+"""Which experiments and runs a grid comes to, as its stages are decided."""
+
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
-
 import pytest
+from expansions import (
+    FACTS,
+    HEAD,
+    NOW,
+    TEST,
+    TWO,
+    decided,
+    names,
+    parse,
+    results_of,
+    rows_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results import numerics
 
-from controller.grid import Grid, parse_grid, read_grid
+from controller.grid import parse_grid, read_grid
 from controller.search import (
     DataFacts,
     Decision,
     DecisionMismatch,
-    Expansion,
-    Experiment,
     Facts,
-    Waiting,
-    decide,
     expand,
     fitting,
     wanted,
 )
-from trainer.failure import DataError, ExitCode, Failure, SpecError
+from controller.selection import due_decisions
+from trainer.failure import DataError, SpecError
 from trainer.identity import run_id
-from trainer.result import Result
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FACTS = Facts(
-    data={name: DataFacts("a" * 64, 10, {"train": (6,) * 10, "validation": (3,) * 10}, {}) for name in ("digits", "x")},
-    weights={"w.pth": "b" * 64},
-    factories={"my.nets:Tiny": "c" * 64},
-)
-HEAD = "grid: g\nbase:\n  data: {name: digits}\n  model: {architecture: alexnet}\n"
-NUMERICS = numerics()
-
-
-def parse(stages: str, head: str = HEAD, **changes: Any) -> Grid:
-    return parse_grid(f"{head}stages:\n{stages}", "g.yaml", **changes)
-
-
-TWO = """\
-  - name: rate
-    vary: {optimizer.lr: [0.1, 1, 10]}
-  - name: gamma
-    vary: {schedule.gamma: [0.1, 0.5]}
-"""
-TEST = TWO + "  - {name: test, test: {best: 2}}\n"
-
-
-def result_of(run: str, loss: float, accuracy: float = 0.5) -> Result:
-    return Result(
-        run=run,
-        spec={},
-        seed=0,
-        best_epoch=1,
-        train_loss=loss,
-        train_accuracy=accuracy,
-        validation_loss=loss,
-        validation_accuracy=accuracy,
-        validation_balanced_accuracy=accuracy,
-        validation_top5_accuracy=accuracy,
-        num_parameters=1,
-        num_trainable_parameters=1,
-        epochs_run=1,
-        images_per_second=1,
-        wall_seconds=1,
-        peak_memory_bytes=1,
-        numerics=NUMERICS,
-        exact=True,
-        data_fingerprint="a" * 64,
-        weights_fingerprint=None,
-        versions={},
-        commit=None,
-        best_weights=None,
-        attempts=1,
-        restarts=0,
-        returns_to_best=0,
-    )
-
-
-def failure_of(run: str, exit_code: int = ExitCode.DATA, reason: str = "data", final: bool = True) -> Failure:
-    return Failure(run=run, attempt="a", exit_code=exit_code, reason=reason, message="broken", final=final)
-
-
-def results_of(expansion: Expansion, losses: Mapping[str, float | Sequence[float]]) -> dict[str, Result]:
-    """Results of the named rows: one loss for all seeds, or one for each."""
-    found = {}
-    for row in rows_of(expansion):
-        if row.name in losses:
-            given_losses = losses[row.name]
-            each = given_losses if isinstance(given_losses, Sequence) else [given_losses] * len(row.runs)
-            found.update({run.id: result_of(run.id, loss) for run, loss in zip(row.runs, each, strict=True)})
-    return found
-
-
-def rows_of(expansion: Expansion) -> list[Experiment]:
-    return [row for stage in expansion.stages if not stage.is_test for row in stage.experiments]
-
-
-def decided(grid: Grid, losses: Mapping[str, float | Sequence[float]]) -> dict[str, Decision]:
-    """Every decision that comes of these losses, taken stage after stage as a controller does."""
-    decisions: dict[str, Decision] = {}
-    while True:
-        expansion = expand(grid, decisions, FACTS)
-        said = decide(grid, expansion, results_of(expansion, losses), {}, NOW)
-        fresh = {name: decision for name, decision in said.items() if isinstance(decision, Decision)}
-        if not fresh:
-            return decisions
-        decisions |= fresh
-
-
-def names(expansion: Expansion, stage: int) -> list[str]:
-    return [row.name for row in expansion.stages[stage].experiments]
 
 
 def test_a_stage_is_known_only_once_the_one_it_starts_from_is_decided() -> None:
@@ -150,7 +67,7 @@ def test_a_pinned_choice_is_known_before_anything_trains() -> None:
     pinned = TWO.replace("[0.1, 1, 10]}", "[0.1, 1, 10]}\n    keep: {this: {optimizer.lr: 10}, because: so}")
     grid = parse(pinned)
     expansion = expand(grid, {}, FACTS)
-    decision = decide(grid, expansion, {}, {}, NOW)["rate"]
+    decision = due_decisions(grid, expansion, {}, {}, NOW)["rate"]
 
     assert expansion.stages[0].kept == ("lr=10",)
     assert expansion.stages[1].experiments[0].spec.optimizer.lr == 10
@@ -178,109 +95,6 @@ def test_stages_form_a_tree() -> None:
 
     assert names(expansion, 2) == ["freeze=none", "freeze=convolutional"]
     assert expansion.stages[2].experiments[0].spec.optimizer.lr == 1e-3
-
-
-def test_the_best_is_by_the_mean_over_seeds_and_ties_go_to_the_first_row() -> None:
-    grid = parse(TWO, seeds=2)
-    expansion = expand(grid, {}, FACTS)
-    results = results_of(expansion, {"lr=0.1": [1, 9], "lr=1": [4, 4], "lr=10": [3, 5]})
-
-    decision = decide(grid, expansion, results, {}, NOW)["rate"]
-
-    assert isinstance(decision, Decision)
-    assert decision.kept == ("lr=1",)
-    assert decision.because == "lowest validation_loss, mean over 2 seeds: 4; next 4 (lr=10)"
-    assert [row.value for row in decision.saw] == [5, 4, 4]
-
-
-def test_accuracies_are_best_when_high() -> None:
-    grid = parse(TWO, head=HEAD.replace("base:", "base:\n  best: {metric: validation_accuracy}"))
-    expansion = expand(grid, {}, FACTS)
-    runs = [row.runs[0].id for row in expansion.stages[0].experiments]
-    results = {run: result_of(run, 1, accuracy) for run, accuracy in zip(runs, (0.2, 0.3, 0.1), strict=True)}
-
-    decision = decide(grid, expansion, results, {}, NOW)["rate"]
-
-    assert isinstance(decision, Decision)
-    assert decision.kept == ("lr=1",)
-
-
-def test_a_stage_waits_until_every_run_is_there() -> None:
-    grid = parse(TWO, seeds=2)
-    expansion = expand(grid, {}, FACTS)
-
-    waiting = decide(grid, expansion, results_of(expansion, {"lr=1": 1}), {}, NOW)
-
-    assert waiting["rate"] == Waiting("for 4 of 6 runs")
-    assert waiting["gamma"] == Waiting("for stage rate to be decided")
-
-
-def with_failure(on_failed: str, failure: Mapping[str, Any]) -> Decision | Waiting:
-    grid = parse(TWO.replace("[0.1, 1, 10]}", f"[0.1, 1, 10]}}\n    on_failed: {on_failed}"))
-    expansion = expand(grid, {}, FACTS)
-    broken = expansion.stages[0].experiments[0].runs[0].id
-    failures = {broken: failure_of(broken, **failure)}
-    return decide(grid, expansion, results_of(expansion, {"lr=1": 2, "lr=10": 1}), failures, NOW)["rate"]
-
-
-@pytest.mark.parametrize("on_failed", ["stop", "wait"])
-def test_a_failed_row_holds_the_choice_up(on_failed: str) -> None:
-    waiting = with_failure(on_failed, {})
-
-    assert waiting == Waiting("1 failed row: lr=0.1: data: broken", stopped=on_failed == "stop")
-
-
-def test_a_failed_row_may_be_ignored() -> None:
-    decision = with_failure("ignore", {})
-
-    assert isinstance(decision, Decision)
-    assert decision.kept == ("lr=10",)
-    assert (decision.saw[0].value, decision.saw[0].reason) == (None, "data: broken")
-
-
-@pytest.mark.parametrize("on_failed", ["stop", "wait", "ignore"])
-def test_a_diverged_row_ranks_last_and_holds_nothing_up(on_failed: str) -> None:
-    decision = with_failure(on_failed, {"exit_code": ExitCode.TRAINING, "reason": "diverged"})
-
-    assert isinstance(decision, Decision)
-    assert decision.kept == ("lr=10",)
-    assert decision.saw[0].reason == "diverged"
-
-
-def test_too_little_memory_says_nothing_about_a_row() -> None:
-    waiting = with_failure("stop", {"exit_code": ExitCode.TRAINING, "reason": "out-of-device-memory"})
-
-    assert isinstance(waiting, Waiting)
-    assert waiting.stopped
-
-
-def test_a_failure_that_is_not_final_leaves_the_run_open() -> None:
-    assert with_failure("stop", {"exit_code": 1, "final": False}) == Waiting("for 1 of 3 runs")
-
-
-def test_one_diverged_seed_makes_the_row_rank_last() -> None:
-    grid = parse(TWO, seeds=2)
-    expansion = expand(grid, {}, FACTS)
-    results = results_of(expansion, {"lr=0.1": 0, "lr=1": 2, "lr=10": 3})
-    lost = expansion.stages[0].experiments[0].runs[1].id
-    del results[lost]
-
-    decision = decide(grid, expansion, results, {lost: failure_of(lost, ExitCode.TRAINING, "diverged")}, NOW)["rate"]
-
-    assert isinstance(decision, Decision)
-    assert decision.kept == ("lr=1",)
-    assert decision.saw[0].reason == "diverged (1 of 2 seeds)"
-
-
-def test_nothing_is_kept_when_every_row_diverged() -> None:
-    grid = parse(TWO)
-    expansion = expand(grid, {}, FACTS)
-    failures = {run: failure_of(run, ExitCode.TRAINING, "diverged") for run in expansion.runs()}
-
-    waiting = decide(grid, expansion, {}, failures, NOW)["rate"]
-
-    assert isinstance(waiting, Waiting)
-    assert waiting.stopped
 
 
 def test_a_test_stage_takes_the_best_distinct_experiments_of_all_stages() -> None:
@@ -358,7 +172,7 @@ def test_a_late_result_changes_no_decision() -> None:
     decisions = decided(grid, {"lr=0.1": 3, "lr=1": 1, "lr=10": 2})
     expansion = expand(grid, decisions, FACTS)
 
-    assert "rate" not in decide(grid, expansion, results_of(expansion, {"lr=0.1": 0, "lr=1": 9}), {}, NOW)
+    assert "rate" not in due_decisions(grid, expansion, results_of(expansion, {"lr=0.1": 0, "lr=1": 9}), {}, NOW)
 
 
 @pytest.mark.parametrize(
@@ -502,3 +316,33 @@ def test_decisions_that_do_not_fit_are_left_out(stages: str, misfits: tuple[str,
     assert left_out == misfits
     assert {each.name for each in expansion.stages if each.decision} == decisions.keys() - set(misfits)
     assert decisions.keys() == {"rate", "gamma"}  # what was given is as it was
+
+
+def test_what_was_expanded_once_is_not_built_again() -> None:
+    grid = parse(TEST)
+    first, second = expand(grid, {}, FACTS), expand(grid, {}, FACTS)
+    decision = due_decisions(grid, first, results_of(first, {"lr=0.1": 3, "lr=1": 1, "lr=10": 2}), {}, NOW)["rate"]
+    assert isinstance(decision, Decision)
+    third = expand(grid, {"rate": decision}, FACTS)
+
+    assert second.stages[0].experiments is first.stages[0].experiments
+    assert third.stages[0].experiments is first.stages[0].experiments
+    assert third.stages[1].experiments
+    assert second == first != third
+
+
+def test_other_facts_are_expanded_anew() -> None:
+    grid = parse(TWO)
+    other = Facts(data={"digits": DataFacts("d" * 64, 10, {}, {})})
+
+    assert not expand(grid, {}, FACTS).runs().keys() & expand(grid, {}, other).runs().keys()
+    assert expand(grid, {}, FACTS).runs().keys() == expand(parse(TWO), {}, FACTS).runs().keys()
+
+
+def test_equal_parts_of_rows_are_one_object() -> None:
+    grid = parse("  - {name: one, vary: {model.architecture: [alexnet, resnet18], epochs: [1, 2]}}\n")
+    specs = [experiment.spec for experiment in expand(grid, {}, FACTS).stages[0].experiments]
+
+    assert specs[0].model is specs[1].model
+    assert specs[0].optimizer is specs[3].optimizer
+    assert [spec.model.architecture for spec in specs] == ["alexnet", "alexnet", "resnet18", "resnet18"]

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from grids import FACTS, NOW, TEXT, runs_of
 
 from controller.grid import parse_grid
-from controller.search import DataFacts, Decision, Expansion, Facts, RowSeen, expand
-from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
-from trainer.failure import Failure
+from controller.search import Decision, Expansion, RowSeen, expand
+from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable
+from trainer.failure import Failure, SpecError
 from trainer.result import Result
-
-TEXT = """\
-grid: small
-base:
-  data: {name: pictures, resize: 24, crop: 20}
-  model: {architecture: "networks:usual"}
-  batch_size: 10
-  epochs: 3
-seeds: 2
-stages:
-  - name: lr
-    vary: {optimizer.lr: [0.05, 0.005]}
-  - name: smoothing
-    vary: {label_smoothing: [0, 0.1]}
-  - name: final
-    test: {best: 1}
-"""
-FACTS = Facts(data={"pictures": DataFacts("f" * 64, 3, {}, {})}, factories={"networks:usual": "a" * 64})
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def expanded(text: str = TEXT, **kept: str) -> Expansion:
@@ -43,11 +24,6 @@ def expanded(text: str = TEXT, **kept: str) -> Expansion:
             stage=stage, kept=(row,), because="", metric="validation_loss", saw=tuple(seen), time=NOW
         )
     return expand(grid, decisions, FACTS)
-
-
-def runs_of(expansion: Expansion, stage: str) -> list[str]:
-    found = next(each for each in expansion.stages if each.name == stage)
-    return [run.id for experiment in found.experiments for run in experiment.runs]
 
 
 def known(results: tuple[str, ...] = (), failures: tuple[str, ...] = (), tests: tuple[str, ...] = ()) -> Known:
@@ -94,6 +70,39 @@ def test_a_stage_may_be_chosen_alone() -> None:
     expansion = expanded(lr="lr=0.05")
     chosen = chosen_work(expansion, Choice(stages=("smoothing",)))
     assert [work.run for work in chosen] == runs_of(expansion, "smoothing")
+
+
+@pytest.mark.parametrize(
+    ("only", "stages"),
+    [
+        pytest.param("lr=0.05", (), id="a-row-that-is-known"),
+        pytest.param("smoothing/*", (), id="a-row-that-waits"),
+        pytest.param("*=0.1", ("smoothing",), id="a-row-of-a-stage-that-waits"),
+        pytest.param("final/lr/lr=0.05", (), id="what-a-test-may-come-to"),
+        pytest.param("usual-*", (), id="runs-by-id"),
+    ],
+)
+def test_a_pattern_that_may_fit_is_taken(only: str, stages: tuple[str, ...]) -> None:
+    expansion = expanded()
+    refuse_no_fit(Choice(only, stages), parse_grid(TEXT, "small.yaml"), expansion)
+    assert not expansion.stages[1].experiments
+
+
+@pytest.mark.parametrize(
+    ("only", "stages", "hint"),
+    [
+        pytest.param("zzz*", (), "* stands for any text", id="nothing-near"),
+        pytest.param("lr=0.5", (), "did you mean 'lr=0.05'?", id="nearly"),
+        pytest.param("lr=0.05", ("smoothing",), "* stands for", id="of-another-stage"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_told_with_the_rows_there_are(
+    only: str, stages: tuple[str, ...], hint: str
+) -> None:
+    with pytest.raises(SpecError, match="which fits no row of") as caught:
+        refuse_no_fit(Choice(only, stages), parse_grid(TEXT, "small.yaml"), expanded())
+    assert ("label_smoothing=0" if stages else "lr=0.005") in caught.value.message
+    assert hint in str(caught.value.hint)
 
 
 def test_what_is_done_or_failed_for_good_does_not_start() -> None:

@@ -1,0 +1,148 @@
+"""What a grid file may hold: stages, what they vary, keep and test. Only models; `checks` has what these cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag
+
+from trainer.document import dotted_keys
+from trainer.spec import ExperimentSpec, Frozen, ValidationMetric
+
+BASE = "base"
+SAFE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"  # fit for a key of the store and a Kubernetes label
+SPEC_KEYS = dotted_keys(ExperimentSpec)
+
+Values = dict[str, Any]
+
+
+def _seeds_kind(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "count"
+
+
+Seeds = Annotated[
+    Annotated[PositiveInt, Tag("count")] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Tag("list")],
+    Discriminator(_seeds_kind),
+]
+
+
+def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds that a number of them, or a list, means."""
+    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+
+
+class KeepBest(Frozen):
+    """Keep the row that is best by the mean over seeds of a validation metric."""
+
+    best: ValidationMetric = Field(description="validation metric, each run's read at its best epoch")
+
+
+class KeepThis(Frozen):
+    """Keep one row whatever the results, for a reason."""
+
+    this: Annotated[Values, Field(min_length=1)] = Field(
+        description="values that only this row has, by dotted key, or its `name`"
+    )
+    because: str = Field(min_length=1, description="the reason, as the table shows it")
+
+
+class TestBest(Frozen):
+    """Test the best distinct experiments of earlier stages."""
+
+    __test__ = False
+
+    best: PositiveInt = Field(description="how many")
+    by: ValidationMetric | None = Field(default=None, description="validation metric; that of base.best if left out")
+    of: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="stages to choose from; all before this one if left out"
+    )
+
+
+class PinnedRow(Frozen):
+    """One row of an earlier stage."""
+
+    stage: str = Field(description="its name")
+    this: Annotated[Values, Field(min_length=1)] = Field(
+        description="values that only this row has, by dotted key, or its `name`"
+    )
+
+
+class TestThese(Frozen):
+    """Test certain rows of earlier stages whatever the results, for a reason."""
+
+    __test__ = False
+
+    these: Annotated[tuple[PinnedRow, ...], Field(min_length=1)] = Field(description="the rows")
+    because: str = Field(min_length=1, description="the reason, as the table shows it")
+
+
+def _keep_kind(value: Any) -> str:
+    pinned = isinstance(value, KeepThis) or (
+        isinstance(value, dict) and not value.keys().isdisjoint(("this", "because"))
+    )
+    return "KeepThis" if pinned else "KeepBest"
+
+
+def _test_kind(value: Any) -> str:
+    pinned = isinstance(value, TestThese) or (
+        isinstance(value, dict) and not value.keys().isdisjoint(("these", "because"))
+    )
+    return "TestThese" if pinned else "TestBest"
+
+
+Keep = Annotated[Annotated[KeepBest, Tag("KeepBest")] | Annotated[KeepThis, Tag("KeepThis")], Discriminator(_keep_kind)]
+Test = Annotated[
+    Annotated[TestBest, Tag("TestBest")] | Annotated[TestThese, Tag("TestThese")], Discriminator(_test_kind)
+]
+
+
+class Stage(Frozen):
+    """Experiments that are compared with one another. Points, zip and vary together make their product."""
+
+    name: str = Field(pattern=SAFE_NAME, description="unique within the grid")
+    start: str | None = Field(
+        default=None,
+        alias="from",
+        description="the stage whose kept values this one starts from, or `base`; the one before if left out",
+    )
+    fixed: Values = Field(default={}, alias="set", description="values for all rows, by dotted key")
+    vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default={}, description="values to try, by dotted key: every combination is a row"
+    )
+    zipped: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default={}, alias="zip", description="values to try side by side, by dotted key: lists of one length"
+    )
+    points: tuple[Annotated[Values, Field(min_length=1)], ...] = Field(
+        default=(), description="rows one by one: values by dotted key, and a `name` if the values make no good one"
+    )
+    exclude: tuple[Annotated[Values, Field(min_length=1)], ...] = Field(
+        default=(), description="rows to leave out: each that has all of the values given"
+    )
+    seeds: Seeds | None = Field(default=None, description="seeds of this stage; the grid's if left out")
+    keep: Keep | None = Field(
+        default=None, description="which row later stages start from; the best by base.best.metric if left out"
+    )
+    on_failed: Literal["stop", "ignore", "wait"] = Field(
+        default="stop",
+        description="what a failed row does to the choice: nothing is kept and the grid ends there (stop), the row "
+        "counts as the worst (ignore), or the stage waits for `grid retry` (wait). Diverged rows always rank last",
+    )
+    test: Test | None = Field(
+        default=None, description="makes this a test stage: earlier rows, evaluated once on the test part"
+    )
+
+
+class GridFile(Frozen):
+    """A grid: what to compare, stage by stage."""
+
+    grid: str = Field(pattern=SAFE_NAME, description="the grid's name in the store")
+    description: str = Field(default="", description="one line that `grid list` shows")
+    base: ExperimentSpec = Field(description="values that every experiment starts from")
+    seeds: Seeds = Field(default=1, description="how many seeds, counted from 0, or a list of them")
+    max_failed: NonNegativeInt | None = Field(
+        default=None, description="with more failed runs than this, no other is started; null never stops"
+    )
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(
+        description="in the order of the table; each may start from what an earlier one kept"
+    )
