@@ -7,13 +7,18 @@ GRID  ?=
 SRC   ?=
 EXCLUDE ?=
 ARGS  ?=
+CLUSTER ?=
+SETTINGS ?=
+RUN ?=
+PURGE ?=
 
 UV_VERSION = 0.13.9
 VENV       = .venv
 BIN        = $(VENV)/bin
 STAMP      = $(VENV)/.made-by-make
 GRID_CLI   = $(BIN)/grid --store '$(STORE)'
-CODE       = trainer controller tests $(wildcard benchmarks)
+ON_CLUSTER = $(if $(SETTINGS),--settings '$(SETTINGS)')
+CODE       = trainer controller tests benchmarks k8s
 SHELL      = /bin/bash
 MAKEFLAGS += --no-print-directory
 # torch is 2,600 modules: without the bytecode kept beside them every start would compile them anew, for seconds
@@ -22,11 +27,12 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL = help
+.PHONY: image kind-up kind-down test-cluster submit watch logs pause resume cancel need-run
 .PHONY: help setup demo test check format data plan run status table bench clean need-grid need-source
 
 help: ## list the targets
 	@printf 'experiment-grid: a grid of real networks on real images, and one table to compare them.\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nBegin with `make demo`. STORE=URI chooses another store (now %s).\n' '$(STORE)'
 	@printf 'The command behind it is %s; it has more to offer: `%s --help`.\n' '$(BIN)/grid' '$(BIN)/grid'
 
@@ -93,13 +99,45 @@ run: need-grid setup ## train what GRID=name lacks; Ctrl-C saves, the same comma
 	@$(GRID_CLI) run '$(GRID)' $(ARGS)
 
 status: need-grid setup ## how far GRID=name is
-	@$(GRID_CLI) status '$(GRID)' $(ARGS)
+	@$(GRID_CLI) status '$(GRID)' $(ON_CLUSTER) $(ARGS)
 
 table: need-grid setup ## the table of GRID=name
 	@$(GRID_CLI) table '$(GRID)' $(ARGS)
 
+submit: need-grid setup ## make Jobs of what GRID=name lacks, on the cluster of kubeconfig [SETTINGS=file]
+	@$(GRID_CLI) submit '$(GRID)' $(ON_CLUSTER) $(ARGS)
+
+watch: need-grid setup ## go on with a submitted GRID=name and show how far it is; Ctrl-C leaves it running
+	@$(GRID_CLI) watch '$(GRID)' $(ON_CLUSTER) $(ARGS)
+
+logs: need-run setup ## the log of RUN=id, from its pod or the store; ARGS=-f follows
+	@$(GRID_CLI) logs '$(RUN)' $(ON_CLUSTER) $(ARGS)
+
+pause: need-grid setup ## stop GRID=name on its cluster; each run saves a checkpoint
+	@$(GRID_CLI) pause '$(GRID)' $(ON_CLUSTER) $(ARGS)
+
+resume: need-grid setup ## go on with a paused or cancelled GRID=name
+	@$(GRID_CLI) resume '$(GRID)' $(ON_CLUSTER) $(ARGS)
+
+cancel: need-grid setup ## take GRID=name off its cluster; results and checkpoints stay
+	@$(GRID_CLI) cancel '$(GRID)' $(ON_CLUSTER) $(ARGS)
+
 bench: setup ## measure the speeds of docs/benchmarks.md on this machine
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+image: setup ## build the image of trainer and controller
+	@$(BIN)/python -m k8s.kind image
+
+kind-up: setup ## a Kubernetes cluster on this machine, with registry, image, S3 server and controller
+	@$(BIN)/python -m k8s.kind up >/dev/null
+
+kind-down: setup ## remove that cluster and all that runs of it; PURGE=yes removes what was built, too
+	@$(BIN)/python -m k8s.kind down $(if $(filter yes,$(PURGE)),--purge)
+
+# CLUSTER=existing runs the same tests on the cluster of the current kubeconfig; tests/cluster/conftest.py says how
+test-cluster: setup ## run the tests that need a cluster, on that one: CLUSTER=existing takes yours
+	@$(if $(filter existing,$(CLUSTER)),,$(BIN)/python -m k8s.kind up >/dev/null)
+	@GRID_TEST_CLUSTER=$(or $(CLUSTER),kind) $(BIN)/python -m pytest -q tests/cluster $(ARGS)
 
 clean: ## remove what make made: .venv, .uv and caches; the store stays
 	rm -rf $(VENV) .uv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
@@ -110,6 +148,11 @@ need-grid:
 	@if [ -z '$(GRID)' ]; then \
 	  echo 'error: GRID is missing, expected the name of a grid or a path to one' >&2; \
 	  echo 'hint: make $(firstword $(MAKECMDGOALS)) GRID=demo; $(BIN)/grid list shows the names' >&2; exit 64; fi
+
+need-run:
+	@if [ -z '$(RUN)' ]; then \
+	  echo 'error: RUN is missing, expected the id of a run' >&2; \
+	  echo 'hint: make logs RUN=resnet18-0123456789ab; $(BIN)/grid status GRID --json shows the ids' >&2; exit 64; fi
 
 need-source:
 	@if [ -z '$(SRC)' ]; then \

@@ -69,6 +69,12 @@ def _grid(place: Place) -> list[Row]:
     return grid_commands(place)
 
 
+def _jobs(place: Place) -> list[Row]:
+    from benchmarks.jobs import jobs
+
+    return jobs(place)
+
+
 # each imports what it needs when it runs: `grid` needs no torch, and `--help` nothing at all
 BENCHMARKS: dict[str, tuple[str, Callable[[Place], list[Row]]]] = {
     "alexnet": ("whole epochs of AlexNet, against bare compute and the usual script", _alexnet),
@@ -78,6 +84,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Place], list[Row]]]] = {
     "start": ("process start to first step", _start),
     "import": ("cold import and decode", _import),
     "grid": ("plan of 10,000 points, table of 10,000 results", _grid),
+    "jobs": ("1,000 and 10,000 Jobs created and listed, on a real API server", _jobs),
 }
 
 

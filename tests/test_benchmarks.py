@@ -114,3 +114,17 @@ def test_without_the_real_images_their_rows_say_so() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "not measured: CALTECH101_DIR is not set" in done.stdout
+
+
+@pytest.mark.slow
+def test_without_an_api_server_its_rows_say_so(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "KIND_CACHE": str(tmp_path),
+        "GRID_KUBERNETES_BIN": str(tmp_path),
+        "PATH": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "benchmarks", "--quick", "jobs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not measured: no etcd and no kube-apiserver: `make kind-up` builds them") == 3

@@ -1,0 +1,153 @@
+"""How a command reaches the cluster that a grid was submitted to: its settings, its namespace, who acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from controller.commands.surface import READING_SECONDS, WORKING_SECONDS, Waits, note
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from controller.cluster import ApiRetry, Cluster
+    from controller.grid import Grid
+    from controller.local import Status
+    from controller.settings import Settings
+    from trainer.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_SETTINGS = "kind"
+
+
+def _complete_settings(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from controller.settings import shipped_settings
+
+    names = [CompletionItem(name) for name in shipped_settings() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+def settings_options(function: F) -> F:
+    """Add --settings and --setting: which cluster, and how its pods are made."""
+    function = click.option(
+        "--setting",
+        "assignments",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Change one of the settings, such as parallelism=4 or resources.requests.cpu=2. May be repeated.",
+    )(function)
+    return click.option(
+        "--settings",
+        "settings_name",
+        metavar="FILE",
+        envvar="GRID_SETTINGS",
+        shell_complete=_complete_settings,
+        help="The cluster's side: a file, or `kind` or `gpu`, which need none. Default: GRID_SETTINGS, else what the "
+        "grid was submitted with last, else kind.",
+    )(function)
+
+
+context_option = click.option(
+    "--context", metavar="NAME", help="The kubeconfig's context to use. Default: its current one."
+)
+
+
+def cluster_options(function: F) -> F:
+    """Add --settings, --setting and --context: which cluster a command is about."""
+    return settings_options(context_option(function))
+
+
+def settings_of(
+    grid: str, store: Store, settings_name: str | None, assignments: tuple[str, ...] = ()
+) -> Settings | None:
+    """The settings that a command line means: those it names, else those of the grid's submission, if there was one."""
+    from controller.archive import stored_settings
+    from controller.settings import read_settings
+
+    if settings_name is not None:
+        return read_settings(settings_name, assignments)
+    return stored_settings(store, grid, assignments)
+
+
+def submitted_settings(
+    grid: str, store: Store, settings_name: str | None, assignments: tuple[str, ...] = ()
+) -> Settings:
+    """The settings that a command line means, the default ones where a grid was not submitted yet."""
+    from controller.settings import read_settings
+
+    return settings_of(grid, store, settings_name, assignments) or read_settings(DEFAULT_SETTINGS, assignments)
+
+
+@contextmanager
+def open_namespace(
+    namespace: str, context: str | None, *, patience_seconds: float = WORKING_SECONDS
+) -> Iterator[Cluster]:
+    """The namespace of the cluster that kubectl would use; waits for a server that does not answer are told."""
+    from controller.cluster import open_cluster
+    from trainer.store import Retry
+
+    waits = Waits("the cluster", patience_seconds)
+
+    def tell(retry: ApiRetry) -> None:
+        waits.server = retry.server
+        waits(
+            Retry(
+                operation=retry.operation,
+                key=retry.target,
+                kind=retry.kind,
+                tries=retry.tries,
+                delay=retry.delay,
+                error=retry.error,
+            )
+        )
+
+    with open_cluster(namespace, context=context, patience_seconds=patience_seconds, on_retry=tell) as cluster:
+        yield cluster
+
+
+def seen_on_cluster(
+    grid: Grid, store: Store, standing: Status, settings: Settings, context: str | None, *, is_asked: bool
+) -> Status:
+    """How the grid stands, with Kubernetes' words; without them, which is told, where no cluster is to be had.
+
+    Raises ClusterError where the cluster `is_asked` for.
+    """
+    from controller.cluster import ClusterError
+
+    try:
+        with open_namespace(settings.namespace, context, patience_seconds=READING_SECONDS) as cluster:
+            return replace(standing, active=told_by_cluster(grid, store, standing, settings, cluster))
+    except ClusterError as error:
+        if is_asked:
+            raise
+        note(f"what Kubernetes says is left out: {error.message}")
+        return standing
+
+
+def told_by_cluster(
+    grid: Grid, store: Store, standing: Status, settings: Settings, cluster: Cluster
+) -> Mapping[str, str]:
+    """How each unfinished run stands in Kubernetes' words, beside what the store says of who trains it elsewhere."""
+    from controller.archive import read_intent
+    from controller.mirror import Mirror
+    from controller.passes import grid_view, observation
+    from controller.reconcile import told
+    from controller.standing import Work
+
+    said = read_intent(store, grid.name)
+    intent = "active" if said is None else said.intent
+    view = grid_view(grid, standing.expansion, intent, settings)
+    with Mirror(cluster, queues=settings.queue is not None) as mirror:
+        snapshot = mirror.snapshot()
+    seen = observation(snapshot, {grid.name: view}, [standing.known])
+    texts = told(seen) if intent != "cancelled" else {work.run: "cancelled" for work in view.wants}
+    for run, text in standing.active.items():
+        has_job = any(Work(run, is_test) in snapshot.jobs for is_test in (False, True))
+        if text.startswith("running") and not has_job:  # on somebody's machine
+            texts[run] = text
+    return texts

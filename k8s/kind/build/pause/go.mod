@@ -1,0 +1,3 @@
+module experiment-grid/pause
+
+go 1.26.0
