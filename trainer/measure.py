@@ -6,13 +6,13 @@ It is a program of its own because a network can be built by torch alone, which 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ def measure(shape: Shape) -> Size:
         num_buffers=sum(buffer.numel() for buffer in network.module.buffers()),
         image_bytes=sum(kept.values()) // NUM_IMAGES,
         largest_bytes=max(largest, default=0) // NUM_IMAGES,
-        process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        process_bytes=psutil.Process().memory_info().rss,  # ru_maxrss is never below that of the process it came from
     )
 
 

@@ -43,12 +43,13 @@ from trainer.store import S3Store
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 _NOTHING_KEPT = [{"op": "replace", "path": "/spec/template/spec/volumes/0", "value": {"name": "data", "emptyDir": {}}}]
+NEED_CLUSTER = {"cluster", "server"}  # fixtures: a cluster, or an API server alone of the same programs
 WANTED = os.environ.get("GRID_TEST_CLUSTER", "")  # `make test-cluster` sets it: kind or existing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()) and item.path.is_relative_to(HERE):
+        if NEED_CLUSTER & set(getattr(item, "fixturenames", ())) and item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.cluster)
             if not WANTED:
                 item.add_marker(pytest.mark.skip(reason="needs a cluster: make test-cluster"))

@@ -413,10 +413,11 @@ def test_a_controller_that_dies_at_any_request_loses_no_run_and_starts_none_twic
 def test_one_process_at_a_time_acts_on_a_grid(lab: Lab) -> None:
     view = PlainView(lab.told)
     with lab.connect() as here, lab.connect() as there:
-        with Lead(here, "small", view) as first, Lead(there, "small", view) as second:
+        with Lead(here, "small", view) as first:
             assert first.other() is None
+            with Lead(there, "small", view) as second:
+                assert second.other()
+                assert not second()
             assert first()
-            assert second.other()
-            assert not second()
         with Lead(there, "small", view) as third:
             assert third.other() is None  # it was given back

@@ -496,7 +496,7 @@ def test_a_store_that_does_not_answer_is_waited_for_while_runs_are_at_work(
     pictures: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "LOOK_AGAIN_SECONDS", 0.05)
-    left = [1]  # times that it answers before the first that it does not
+    left = [2]  # times that it answers before the first that it does not
 
     def read(store: FileStore, grid: str) -> dict[str, Decision]:
         left[0] -= 1
