@@ -85,6 +85,11 @@ FROM system AS code
 COPY trainer /app/trainer
 COPY controller /app/controller
 COPY LICENSE /app/
+ARG VERSION=0.0.0
+# what `pip install` would leave: by it `grid --version` and the label of Jobs know their version
+RUN mkdir "/app/experiment_grid-$VERSION.dist-info" \
+ && printf 'Metadata-Version: 2.1\nName: experiment-grid\nVersion: %s\n' "$VERSION" \
+      > "/app/experiment_grid-$VERSION.dist-info/METADATA"
 RUN mkdir /app/bin \
  && printf '#!/opt/venv/bin/python\nimport sys\n\nfrom controller.cli import main\n\nsys.exit(main())\n' > /app/bin/grid \
  && chmod 755 /app/bin/grid \

@@ -11,6 +11,7 @@ CLUSTER ?=
 SETTINGS ?=
 RUN ?=
 PURGE ?=
+ENV ?=
 
 UV_VERSION = 0.13.9
 VENV       = .venv
@@ -27,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL = help
-.PHONY: image kind-up kind-down test-cluster submit watch logs pause resume cancel need-run
+.PHONY: image kind-up kind-env kind-down deploy test-cluster submit watch logs pause resume cancel need-run need-env
 .PHONY: help setup demo test check format data plan run status table bench clean need-grid need-source
 
 help: ## list the targets
@@ -104,6 +105,13 @@ status: need-grid setup ## how far GRID=name is
 table: need-grid setup ## the table of GRID=name
 	@$(GRID_CLI) table '$(GRID)' $(ARGS)
 
+deploy: need-env ## namespace, rights, network rules and controller on the cluster: ENV=kind, or ENV=gpu for your kubeconfig's
+	@if [ '$(ENV)' = kind ]; then exec $(MAKE) kind-up; fi; \
+	if ! command -v kubectl >/dev/null; then \
+	  echo 'error: no kubectl on the PATH' >&2; echo 'hint: https://kubernetes.io/docs/tasks/tools/' >&2; exit 69; fi; \
+	kubectl apply -k 'k8s/overlays/$(ENV)' && \
+	kubectl -n experiment-grid rollout status deployment/controller --timeout=300s
+
 submit: need-grid setup ## make Jobs of what GRID=name lacks, on the cluster of kubeconfig [SETTINGS=file]
 	@$(GRID_CLI) submit '$(GRID)' $(ON_CLUSTER) $(ARGS)
 
@@ -131,6 +139,9 @@ image: setup ## build the image of trainer and controller
 kind-up: setup ## a Kubernetes cluster on this machine, with registry, image, S3 server and controller
 	@$(BIN)/python -m k8s.kind up >/dev/null
 
+kind-env: ## where that cluster and its store are, as exports for the shell: eval "$$(make kind-env)"
+	@$(BIN)/python -m k8s.kind env
+
 kind-down: setup ## remove that cluster and all that runs of it; PURGE=yes removes what was built, too
 	@$(BIN)/python -m k8s.kind down $(if $(filter yes,$(PURGE)),--purge)
 
@@ -148,6 +159,11 @@ need-grid:
 	@if [ -z '$(GRID)' ]; then \
 	  echo 'error: GRID is missing, expected the name of a grid or a path to one' >&2; \
 	  echo 'hint: make $(firstword $(MAKECMDGOALS)) GRID=demo; $(BIN)/grid list shows the names' >&2; exit 64; fi
+
+need-env:
+	@if [ ! -f 'k8s/overlays/$(ENV)/kustomization.yaml' ]; then \
+	  echo "error: ENV: got '$(ENV)', expected one of $$(ls k8s/overlays | tr '\n' ' ')" >&2; \
+	  echo 'hint: make deploy ENV=kind for a cluster on this machine, ENV=gpu for the one of your kubeconfig' >&2; exit 64; fi
 
 need-run:
 	@if [ -z '$(RUN)' ]; then \

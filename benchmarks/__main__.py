@@ -75,6 +75,30 @@ def _jobs(place: Place) -> list[Row]:
     return jobs(place)
 
 
+def _controller(place: Place) -> list[Row]:
+    from benchmarks.controller import controller
+
+    return controller(place)
+
+
+def _table_s3(place: Place) -> list[Row]:
+    from benchmarks.tables import table_over_s3
+
+    return table_over_s3(place)
+
+
+def _requests(place: Place) -> list[Row]:
+    from benchmarks.audit import requests
+
+    return requests(place)
+
+
+def _submit(place: Place) -> list[Row]:
+    from benchmarks.submit import submit_to_step
+
+    return submit_to_step(place)
+
+
 # each imports what it needs when it runs: `grid` needs no torch, and `--help` nothing at all
 BENCHMARKS: dict[str, tuple[str, Callable[[Place], list[Row]]]] = {
     "alexnet": ("whole epochs of AlexNet, against bare compute and the usual script", _alexnet),
@@ -85,6 +109,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Place], list[Row]]]] = {
     "import": ("cold import and decode", _import),
     "grid": ("plan of 10,000 points, table of 10,000 results", _grid),
     "jobs": ("1,000 and 10,000 Jobs created and listed, on a real API server", _jobs),
+    "controller": ("passes over 10,000 runs, the memory they take, and status, on real servers", _controller),
+    "table-s3": ("table of 10,000 results on a real S3 server", _table_s3),
+    "requests": ("API requests of a grid of 1,000 runs, counted by the server", _requests),
+    "submit": ("submit to first training step, on the cluster of `make kind-up`", _submit),
 }
 
 

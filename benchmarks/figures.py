@@ -38,17 +38,21 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a ratio measured so many times, or why it was not measured."""
+    """One line of the table: a ratio measured so many times, or why it was not measured.
+
+    With a `unit` it is an absolute figure in that unit, and there is no other side.
+    """
 
     name: str
     what: str
     against: str
-    ratios: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()  # with a unit the figures themselves
     ours: str = ""
     other: str = ""
     target: Target | None = None  # none for a row that is there for comparison
     note: str = ""
     skipped: str = ""
+    unit: str = ""
 
     @property
     def ratio(self) -> float:
@@ -59,14 +63,16 @@ class Row:
         """The row under HEADER, but for the date."""
         if self.skipped:
             return (self.what, self.against, self.skipped, *[""] * 6)
-        spread = f"{min(self.ratios):.3f} … {max(self.ratios):.3f}"
+        places, unit = (0, f" {self.unit}") if self.unit else (3, "")
+        ratio = "" if self.unit else f"{self.ratio:.3f}"
+        spread = f"{min(self.ratios):.{places}f} … {max(self.ratios):.{places}f}{unit}"
         if self.target is None:
             wanted = aim = met = ""
         else:
             sign = "≥" if self.target.more_is_better else "≤"
-            wanted, aim = f"{sign} {self.target.bound:g}", f"{self.target.aim:g}"
+            wanted, aim = f"{sign} {self.target.bound:g}{unit}", f"{self.target.aim:g}{unit}"
             met = self.target.verdict(self.ratio)
-        return (self.what, self.against, self.ours, self.other, f"{self.ratio:.3f}", spread, wanted, aim, met)
+        return (self.what, self.against, self.ours, self.other, ratio, spread, wanted, aim, met)
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,12 @@ def table_text(rows: Iterable[Row]) -> str:
         if row.skipped:
             lines.append(f"  not measured: {row.skipped}")
         else:
-            lines.append(f"  {cells[2]}; other side {cells[3]}")
+            spread = f"({cells[5]} over {len(row.ratios)} rounds)"
             wanted = f", wanted {cells[6]}, aim {cells[7]}: {_met(cells[8])}" if row.target else ""
-            lines.append(f"  ratio {cells[4]} ({cells[5]} over {len(row.ratios)} rounds){wanted}")
+            if row.unit:
+                lines.append(f"  {cells[2]} {spread}{wanted}")
+            else:
+                lines += [f"  {cells[2]}; other side {cells[3]}", f"  ratio {cells[4]} {spread}{wanted}"]
         if row.note:
             lines.append(f"  {row.note}")
         blocks.append("\n".join(lines))

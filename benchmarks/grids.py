@@ -23,7 +23,7 @@ from controller.grid import read_grid
 from controller.search import Run, expand, wanted
 from trainer.importing import import_dataset
 from trainer.result import Numerics, Result
-from trainer.store import FileStore
+from trainer.store import FileStore, Store
 
 BARE = "one JSON read of each result file"
 SIDE = 100  # points along each of the two values that vary
@@ -85,12 +85,12 @@ def prepare(store: FileStore, grid: Path, side: int) -> None:
     partial.rename(grid)  # last: it says that all is there
 
 
-def grid_text(side: int) -> str:
+def grid_text(side: int, name: str = "wide") -> str:
     """A grid of side x side points in one stage."""
     rates = ", ".join(f"{0.001 * (number + 1):.3f}" for number in range(side))
     decays = ", ".join(f"{0.00001 * (number + 1):.5f}" for number in range(side))
     return (
-        "grid: wide\n"
+        f"grid: {name}\n"
         "base: {data: {name: pictures}, model: {architecture: alexnet}}\n"
         "stages:\n"
         "  - name: wide\n"
@@ -149,17 +149,17 @@ def read_each(folder: Path) -> None:
             json.loads(Path(entry.path).read_bytes())
 
 
-def command(store: FileStore, name: str, grid: Path) -> list[str]:
+def command(store: Store, name: str, grid: Path | str) -> list[str]:
     """What a fresh interpreter is given."""
     return ["-m", "controller.cli", *arguments(store, name, grid)]
 
 
-def arguments(store: FileStore, name: str, grid: Path) -> list[str]:
+def arguments(store: Store, name: str, grid: Path | str) -> list[str]:
     """The command line of `grid`."""
     return ["--store", store.uri, name, str(grid)]
 
 
-def in_process(store: FileStore, name: str, grid: Path) -> None:
+def in_process(store: Store, name: str, grid: Path | str) -> None:
     """Run the command here, its output into memory."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
         main(arguments(store, name, grid), prog_name="grid", standalone_mode=False)

@@ -6,19 +6,16 @@ is scheduled. Every round has a server of its own, so that none pays for the obj
 
 from __future__ import annotations
 
-import http.client
 import json
-import ssl
 import tempfile
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from statistics import median
 from typing import Any
 
+from benchmarks.bare import BareApi
 from benchmarks.figures import Row, Target, divided, in_turn, timed
 from benchmarks.place import Place
 from controller.cluster import CONNECTIONS, JOBS, NAMESPACES, ClusterError, open_cluster
@@ -26,14 +23,13 @@ from controller.jobs import SELECTOR, job_view
 from controller.manifest import JobTemplate
 from controller.settings import read_settings
 from controller.standing import Work
-from tests.cluster.apiserver import ADMIN, ApiServer, api_server, missing
+from tests.cluster.apiserver import ApiServer, api_server, missing
 from trainer.identity import run_id, with_seed, write_spec
 from trainer.spec import ExperimentSpec
 
 POSTS = f"bare POSTs of the same bodies by {CONNECTIONS} threads over kept-alive connections"
 LIST = "the same paged LIST, bare: raw JSON over a kept-alive connection"
 CREATE_TARGET = Target(0.7, 0.9, more_is_better=True)
-HEADERS = {"Authorization": f"Bearer {ADMIN}-token", "Content-Type": "application/json"}
 STORE = "s3://lab/grids"
 
 
@@ -118,6 +114,7 @@ class _Servers:
         folder = self._folder / str(self._num_servers)
         folder.mkdir()
         self._server = self._server_stack.enter_context(api_server(folder))
+        self._bare = BareApi(self._server)
         self.create_bare(200)
         return self.create_bare(size)
 
@@ -137,31 +134,7 @@ class _Servers:
     def create_bare(self, size: int) -> float:
         """Seconds of POSTs and nothing else, into a new namespace."""
         path = f"/apis/batch/v1/namespaces/{self._new_namespace()}/jobs"
-        bodies: SimpleQueue[bytes] = SimpleQueue()
-        for number in range(size):
-            bodies.put(self.body(number))
-        statuses: list[int] = []
-
-        def post() -> None:
-            with closing(self._connection()) as connection:
-                while True:
-                    try:
-                        body = bodies.get_nowait()
-                    except Empty:
-                        return
-                    connection.request("POST", path, body, HEADERS)
-                    answer = connection.getresponse()
-                    answer.read()
-                    statuses.append(answer.status)
-
-        def all_at_once() -> None:
-            threads = [threading.Thread(target=post) for _ in range(CONNECTIONS)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-
-        seconds = timed(all_at_once)()
+        seconds, statuses = self._bare.send_all([("POST", path, self.body(number)) for number in range(size)])
         assert statuses == [201] * size
         return seconds
 
@@ -179,14 +152,7 @@ class _Servers:
 
     def list_bare(self) -> None:
         """Read every page and parse it."""
-        with closing(self._connection()) as connection:
-            path, following = f"/apis/batch/v1/namespaces/{self._namespace}/jobs?limit=500", ""
-            while True:
-                connection.request("GET", path + (f"&continue={following}" if following else ""), headers=HEADERS)
-                page = json.loads(connection.getresponse().read())
-                following = page["metadata"].get("continue", "")
-                if not following:
-                    return
+        assert self._bare.read_pages(f"/apis/batch/v1/namespaces/{self._namespace}/jobs")
 
     def list_views(self) -> None:
         """List them as the mirror does."""
@@ -199,7 +165,3 @@ class _Servers:
         with open_cluster(kubeconfig=str(self.server.kubeconfig())) as cluster:
             cluster.create(NAMESPACES, {"metadata": {"name": name}})
         return name
-
-    def _connection(self) -> http.client.HTTPSConnection:
-        trusted = ssl.create_default_context(cafile=str(self.server.ca))
-        return http.client.HTTPSConnection("127.0.0.1", self.server.port, context=trusted)

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeAlias
 
 from controller.jobs import (
     FAILURE_ANNOTATION,
+    KEPT_ANNOTATION,
     PROGRESS_ANNOTATIONS,
+    RESUMED_ANNOTATION,
     TRANSITION_ANNOTATION,
     TRIES_ANNOTATION,
     JobView,
@@ -108,6 +110,24 @@ class NoteProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteResumed:
+    """Say on the Job, once for each pod, that the run goes on from a checkpoint. On the Job as it was seen."""
+
+    job: JobView
+    pod: str  # its uid
+    told: str  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class NoteKept:
+    """Say on the Job which decisions kept its run. On the Job as it was seen."""
+
+    job: JobView
+    text: str | None  # the annotation; none without a decision
+    told: str | None  # for people, of those that are new; none where there are only fewer
+
+
+@dataclass(frozen=True, slots=True)
 class SetTtl:
     """Let Kubernetes remove the finished Job so many seconds after its end. On the Job as it was seen."""
 
@@ -126,7 +146,17 @@ class ListPods:
 
 
 JobAction: TypeAlias = (
-    Resume | Suspend | Delete | Relabel | RecordFailure | MarkFailed | NoteTries | NoteProgress | SetTtl
+    Resume
+    | Suspend
+    | Delete
+    | Relabel
+    | RecordFailure
+    | MarkFailed
+    | NoteTries
+    | NoteProgress
+    | NoteResumed
+    | NoteKept
+    | SetTtl
 )
 Action: TypeAlias = Create | JobAction | ListPods
 
@@ -157,6 +187,12 @@ def changes(action: Action) -> dict[str, Any] | None:
             return _annotated({TRIES_ANNOTATION: text, TRANSITION_ANNOTATION: told})
         case NoteProgress(values=values):
             return _annotated({PROGRESS_ANNOTATIONS[key]: value for key, value in values.items()})
+        case NoteResumed(pod=pod, told=told):
+            return _annotated({RESUMED_ANNOTATION: pod, TRANSITION_ANNOTATION: told})
+        case NoteKept(text=text, told=None):
+            return _annotated({KEPT_ANNOTATION: text})
+        case NoteKept(text=text, told=told):
+            return _annotated({KEPT_ANNOTATION: text, TRANSITION_ANNOTATION: told})
         case SetTtl(seconds=seconds):
             return {"spec": {"ttlSecondsAfterFinished": seconds}}
     return None
@@ -165,7 +201,7 @@ def changes(action: Action) -> dict[str, Any] | None:
 def notice(action: Action) -> Notice | None:
     """The Event to tell of `action` once it is done; none where Kubernetes tells it itself, or it is of no interest.
 
-    A grid without failures has none: every Event is a request.
+    Every Event is a request: a run that is trained at one go has none, unless a decision keeps it.
     """
     match action:
         case MarkFailed(failure=failure):
@@ -174,6 +210,10 @@ def notice(action: Action) -> Notice | None:
             return _failed(failure)
         case NoteTries(told=told):
             return Notice("Warning", "AttemptFailed", told)
+        case NoteResumed(told=told):
+            return Notice("Normal", "RunResumed", told)  # `Resumed` is the Job controller's own, of `suspend`
+        case NoteKept(told=str(told)):
+            return Notice("Normal", "RunKept", told)
         case Delete(why=why):
             return Notice("Normal", "Deleting", why)
     return None
@@ -183,5 +223,5 @@ def _failed(failure: Failure) -> Notice:
     return Notice("Warning", "RunFailed", f"{failure.reason}: {failure.message}")
 
 
-def _annotated(annotations: Mapping[str, str]) -> dict[str, Any]:
+def _annotated(annotations: Mapping[str, str | None]) -> dict[str, Any]:
     return {"metadata": {"annotations": dict(annotations)}}

@@ -1,7 +1,7 @@
 """What the store knows of a grid: its text, its intent and its decisions; and what its runs are started from.
 
 grids/<grid>/grid.yaml                      the grid in canonical form, with what the command line set
-grids/<grid>/intent.json                    whether its runs are to be trained
+grids/<grid>/intent.json                    whether its runs are to be trained, and which single ones are not
 grids/<grid>/settings.yaml                  the cluster's side of it, as it was submitted last
 grids/<grid>/decisions/<stage>.json         what a stage kept: written once
 grids/<grid>/earlier/<digest>.yaml          texts that an update replaced
@@ -12,7 +12,7 @@ grids/<grid>/set_aside/<stage>-<time>.json  decisions over rows that an update c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -25,6 +25,7 @@ from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures
 from controller.search import DataFacts, Decision, Expansion, Facts, Needs, Run, expand, fitting, wanted
 from controller.settings import Settings, parse_settings, settings_text
+from controller.standing import Held
 from trainer.dataset import PARTS, DatasetIndex, load_index
 from trainer.failure import DataError, Failure, SpecError
 from trainer.identity import write_spec
@@ -63,6 +64,9 @@ class Intent(Record):
     intent: Literal["active", "paused", "cancelled"]
     digest: str = Field(description="of the grid's text that this was said of")
     time: datetime
+    runs: Mapping[str, Held] = Field(
+        default={}, description="of single runs, whatever else is wanted of the grid; those it leaves out are active"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,23 +226,76 @@ def set_aside_misfits(grid: Grid, store: Store, facts: Facts) -> tuple[str, ...]
     return misfits
 
 
+def intent_key(grid: str) -> str:
+    """Where it lives what is wanted of the grid."""
+    return f"grids/{grid}/intent.json"
+
+
 def set_intent(grid: Grid, store: Store, intent: Literal["active", "paused", "cancelled"]) -> Intent:
-    """Record what is wanted of `grid`, unless that stands already; the intent that stands then."""
-    standing = read_intent(store, grid.name)
-    if standing is not None and (standing.intent, standing.digest) == (intent, grid.digest):
-        return standing
-    said = Intent(intent=intent, digest=grid.digest, time=datetime.now(UTC))
-    store.put(f"grids/{grid.name}/intent.json", said.model_dump_json(indent=2).encode())
-    return said
+    """Record what is wanted of `grid`, unless that stands already; the intent that stands then.
+
+    What was said of single runs stays.
+    """
+
+    def said(standing: Intent | None) -> Intent:
+        runs = {} if standing is None else standing.runs
+        return Intent(intent=intent, digest=grid.digest, time=datetime.now(UTC), runs=runs)
+
+    return _change_intent(store, grid.name, said)
+
+
+def hold_run(grid: Grid, store: Store, run: str, held: Held | None) -> Held | None:
+    """Record what is wanted of one run in `grid`, none being what is wanted of the grid; what was said of it before."""
+    before: list[Held | None] = []
+
+    def said(standing: Intent | None) -> Intent:
+        standing = standing or Intent(intent="active", digest=grid.digest, time=datetime.now(UTC))
+        before.append(standing.runs.get(run))
+        others = {each: value for each, value in standing.runs.items() if each != run}
+        runs = others if held is None else {**others, run: held}
+        return standing.model_copy(update={"runs": runs, "time": datetime.now(UTC)})
+
+    _change_intent(store, grid.name, said)
+    return before[-1]
+
+
+def _change_intent(store: Store, grid: str, change: Callable[[Intent | None], Intent]) -> Intent:
+    """The intent that `change` makes of the one that stands, recorded where it differs; no word in between is lost."""
+    key = intent_key(grid)
+    while True:
+        try:
+            data, version = store.get_versioned(key)
+        except NotFound:
+            standing, said = None, change(None)
+        else:
+            standing = parse_record(Intent, key, data)
+            said = change(standing)
+            if said.model_copy(update={"time": standing.time}) == standing:
+                return standing
+        text = said.model_dump_json(indent=2).encode()
+        try:
+            if standing is None:
+                store.create(key, text)
+            else:
+                store.replace(key, text, version)
+        except (Conflict, NotFound):  # someone else says something at the same moment
+            continue
+        return said
 
 
 def read_intent(store: Store, grid: str) -> Intent | None:
     """What is wanted of the grid; none where nothing was said."""
-    key = f"grids/{grid}/intent.json"
+    key = intent_key(grid)
     try:
         return parse_record(Intent, key, store.get(key))
     except NotFound:
         return None
+
+
+def read_held(store: Store, grid: str) -> Mapping[str, Held]:
+    """The grid's runs that are not to be trained, as someone has said of each, by run."""
+    said = read_intent(store, grid)
+    return {} if said is None else said.runs
 
 
 def write_settings(store: Store, grid: str, settings: Settings) -> None:

@@ -37,7 +37,11 @@ def problems_in(file: GridFile) -> Iterator[Problem]:
 def _repeated_seeds(seeds: Sequence[int], path: DocumentPath) -> Iterator[Problem]:
     for index, seed in enumerate(seeds):
         if seed in seeds[:index]:
-            yield Problem((*path, index), f"got {seed} a second time, expected each seed once")
+            yield Problem(
+                (*path, index),
+                f"got {seed} a second time, expected each seed once",
+                "equal seeds give the same run: leave this one out, or take another",
+            )
 
 
 def _start_problems(stage: Stage, path: DocumentPath, earlier: Mapping[str, Stage]) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from controller.archive import Wants
 from trainer.dataset import load_index
 from trainer.failure import DataError
 from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
@@ -54,15 +55,6 @@ class Contents:
     named_shards: Mapping[str, frozenset[str] | None]  # by data set: keys of its index's shards; none: not readable
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the grids of a store want."""
-
-    grids: frozenset[str]
-    runs: frozenset[str]
-    data_sets: frozenset[str]
-
-
 @dataclass
 class Removal:
     """What a removal came to."""
@@ -76,8 +68,10 @@ class Removal:
         return sum(item.size for item in self.removed)
 
 
-def find_unwanted(contents: Contents, wanted: Wanted, now: float, *, data_sets: bool = False) -> list[Unwanted]:
-    """All that nobody wants at `now` (seconds since the epoch): grids, runs, blobs, shards, and data sets if asked.
+def find_unwanted(
+    contents: Contents, wants: Mapping[str, Wants], now: float, *, data_sets: bool = False
+) -> list[Unwanted]:
+    """All that no grid `wants` at `now` (seconds since the epoch): grids, runs, blobs, shards, and data sets if asked.
 
     Data sets are left out by default: an import may come before the first grid that names it.
     """
@@ -85,20 +79,25 @@ def find_unwanted(contents: Contents, wanted: Wanted, now: float, *, data_sets: 
     for entry in contents.objects:
         if (home := _home(entry.key)) is not None:
             by_home.setdefault(home, []).append(entry)
+    runs, named_sets = _runs(wants), {name for each in wants.values() for name in each.data_sets}
     found = []
     for (kind, name), entries in sorted(by_home.items()):
-        if kind == "grid" and name not in wanted.grids:
+        if kind == "grid" and name not in wants:
             found.append(_item("grid", name, "forgotten", entries))
-        elif kind == "run" and name not in wanted.runs:
+        elif kind == "run" and name not in runs:
             found.append(_item("run", name, "of no grid", entries))
         elif kind == "run":
             found += _orphan_blobs(name, entries, contents.named_blobs.get(name), now)
         elif kind == "data set":
-            if data_sets and name not in wanted.data_sets:
+            if data_sets and name not in named_sets:
                 found.append(_item("data set", name, "named by no grid", entries))
             else:
                 found += _orphan_shards(name, entries, contents.named_shards.get(name), now)
     return found
+
+
+def _runs(wants: Mapping[str, Wants]) -> set[str]:
+    return {run for each in wants.values() for run in each.runs}
 
 
 def _home(key: str) -> tuple[Kind, str] | None:
@@ -146,7 +145,7 @@ def _orphan_shards(name: str, entries: Iterable[Entry], named: frozenset[str] | 
     return [_item("shards", name, "of an import that was replaced or never ended", orphans)] if orphans else []
 
 
-def read_contents(store: Store, wanted: Wanted) -> Contents:
+def read_contents(store: Store, wants: Mapping[str, Wants]) -> Contents:
     """What `store` holds; blobs are read up of wanted runs alone, since all of an unwanted run's go."""
     objects = [
         entry
@@ -157,7 +156,7 @@ def read_contents(store: Store, wanted: Wanted) -> Contents:
     with_blobs = {entry.key.split("/")[1] for entry in objects if _is_blob(entry.key)}
     return Contents(
         tuple(objects),
-        {run: _named_blobs(store, run) for run in sorted(with_blobs & wanted.runs)},
+        {run: _named_blobs(store, run) for run in sorted(with_blobs & _runs(wants))},
         {name: _named_shards(store, name) for kind, name in sorted(set(homes)) if kind == "data set"},
     )
 

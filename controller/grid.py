@@ -16,9 +16,12 @@ from controller.stages import BASE, SPEC_KEYS, GridFile, KeepBest, Stage, TestBe
 from trainer.document import (
     Document,
     Place,
+    absence,
     did_you_mean,
     nearest,
     read_document,
+    read_file,
+    show_value,
     spec_error,
     takes_any_key,
     validate,
@@ -97,19 +100,17 @@ def read_grid(name_or_path: str | Path, sets: Sequence[str] = (), seeds: int | N
     path = Path(name_or_path)
     if not isinstance(name_or_path, Path) and name in _shipped_names():
         return parse_grid(_shipped_text(name), f"grids/{name}.yaml", sets, seeds)
-    if not path.is_file():
-        looks_like_path = isinstance(name_or_path, Path) or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+    text = read_file(path, name)
+    if text is None:
+        looks_like_path = isinstance(name_or_path, Path) or path.suffix in {".yaml", ".yml"} or "/" in name
         if looks_like_path:
-            raise SpecError(f"{name}: no such file", hint="`grid list` shows the grids that need no file")
+            raise SpecError(f"{name}: {absence(path)}", hint="`grid list` shows the grids that need no file")
         hint = did_you_mean(name, _shipped_names()) or "`grid list` shows them; a path to a file is a grid too"
         raise SpecError(
-            f"grid: got {name!r}, expected one of {', '.join(_shipped_names())}, one of the store's, or a file",
+            f"grid: got {show_value(name)}, expected one of {', '.join(_shipped_names())}, one of the store's, "
+            "or a file",
             hint=hint,
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{name}: not readable as UTF-8 text: {error}") from error
     return parse_grid(text, name, sets, seeds)
 
 
@@ -164,7 +165,7 @@ def _with_set(document: Document, assignment: str) -> Document:
     source = f"--set {assignment}"
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise SpecError(f"{source}: expected key=value, as in `--set optimizer.lr=0.1`")
+        raise SpecError(f"{source}: got {assignment!r}, expected key=value, as in `--set optimizer.lr=0.1`")
     value = read_document(text, source).value
     known = SPEC_KEYS
     if key == "keep":

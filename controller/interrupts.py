@@ -9,10 +9,13 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
+from contextlib import contextmanager, suppress
+
+TYPE_CHECKING = False  # typing's own takes as long to load as all the rest, and until then nothing hears Ctrl-C
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import NoReturn
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, 128 + SIGINT as shells have it."""
@@ -20,8 +23,29 @@ INTERRUPTED = 130
 TOLD = "interrupted: whatever is in the store is whole, and the same command may be given again"
 
 
+BARELY_BEGUN = "interrupted"
+
+
 class Interrupted(BaseException):
     """Ctrl-C. No KeyboardInterrupt, to which libraries give meanings of their own."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Until the end of the block Ctrl-C ends the process at once, unless something else listens already.
+
+    KeyboardInterrupt would not do: raised in the midst of an import it may be lost, or become another error. Before
+    Python has come here it is Python's to answer: killed by the signal, or a traceback out of its own start.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _ending(INTERRUPTED, BARELY_BEGUN))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def listen() -> None:

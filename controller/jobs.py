@@ -26,6 +26,10 @@ QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 TRIES_ANNOTATION = f"{DOMAIN}/tries"  # JSON: attempts without a newer checkpoint, as `Tries` of attempts.py
 TRANSITION_ANNOTATION = f"{DOMAIN}/last-transition"  # what happened last, when Events have forgotten it
 FAILURE_ANNOTATION = f"{DOMAIN}/failure"  # the final failure that the store has, or had until it was cleared
+RESUMED_ANNOTATION = f"{DOMAIN}/resumed-pod"  # uid of the last pod of which it was told that it went on
+KEPT_ANNOTATION = (
+    f"{DOMAIN}/kept-by"  # JSON: "grid/stage" and time of each decision of which it was told that it kept it
+)
 SPEC_ANNOTATION = f"{DOMAIN}/spec"  # the run's spec.yaml, which the pod reads through the downward API
 PROGRESS_ANNOTATIONS = {
     "epoch": f"{DOMAIN}/epoch",
@@ -78,6 +82,8 @@ class JobView:
     progress: Mapping[str, str] = field(default_factory=dict)  # by the keys of PROGRESS_ANNOTATIONS
     ttl_seconds: int | None = None  # None: stays until someone deletes it
     failure: str | None = None  # the annotation's text: the store has, or had, a final failure of this very Job
+    resumed_pod: str | None = None  # likewise
+    kept_by: str | None = None  # likewise
 
     @property
     def is_finished(self) -> bool:
@@ -180,6 +186,8 @@ def job_view(job: Mapping[str, Any]) -> JobView | None:
         progress={name: annotations[key] for name, key in PROGRESS_ANNOTATIONS.items() if key in annotations},
         ttl_seconds=spec.get("ttlSecondsAfterFinished"),
         failure=annotations.get(FAILURE_ANNOTATION),
+        resumed_pod=annotations.get(RESUMED_ANNOTATION),
+        kept_by=annotations.get(KEPT_ANNOTATION),
     )
 
 

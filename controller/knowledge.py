@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
 from typing import TypeVar
 
 from controller.search import Decision
 from trainer.failure import DataError, Failure
-from trainer.lease import EXPIRY_SECONDS, LeaseRecord, lease_key
+from trainer.lease import LeaseRecord, lease_key
 from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult, parse_record
 from trainer.store import NotFound, Store
 
@@ -86,20 +85,6 @@ def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
         else:
             merged += [parse_record(EpochMetrics, key, line) for line in data.splitlines()]
     return merged
-
-
-def active_runs(leases: Mapping[str, LeaseRecord], now: datetime) -> dict[str, str]:
-    """How each run that is being trained stands, by run id: `running on node-1:4711, epoch 3`.
-
-    A lease counts while its heartbeat is fresh by `now`: with clocks that differ between hosts this is a thing to
-    show, never one to act on.
-    """
-    limit = timedelta(seconds=EXPIRY_SECONDS)
-    return {
-        run: f"running on {lease.holder}, epoch {lease.epoch + 1}"
-        for run, lease in leases.items()
-        if not lease.released and now - lease.heartbeat < limit
-    }
 
 
 def _read_runs(

@@ -1,6 +1,7 @@
 """What is happening, shown while it happens: a line for each run at work and one for the grid, on stderr.
 
 On a terminal the lines stay in place and are redrawn; elsewhere plain lines follow one another, few enough to keep.
+What draws on a terminal is loaded for one alone: most commands need of this module no more than its words.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from controller.wording import plain, seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one run
 OWN_LINES = 3  # of the terminal that the runs leave: the grid's line, the folded rest, the prompt
@@ -86,6 +85,11 @@ class View(Protocol):
 
 def open_view(stream: TextIO | None = None) -> View:
     """A view that suits `stream`, stderr if none is given."""
+    shown_on = stream or sys.stderr
+    if shown_on is None or not shown_on.isatty():
+        return PlainView(stream)
+    from rich.console import Console
+
     console = Console(file=stream) if stream is not None else Console(stderr=True)
     return TerminalView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(stream)
 
@@ -113,8 +117,9 @@ class PlainView:
         pass
 
     def say(self, word: Word, text: str) -> None:
-        """Tell of one thing that happened."""
-        print("\n".join(_said(word, text)), file=self._stream, flush=True)
+        """Tell of one thing that happened; nobody, where stderr is closed."""
+        if self._stream is not None:
+            print("\n".join(_said(word, text)), file=self._stream, flush=True)
 
     def show(self, progress: GridProgress) -> None:
         """Tell how each run is, of which PLAIN_SECONDS have nothing been told."""
@@ -131,6 +136,8 @@ class TerminalView:
     """Lines that stay in place; what happened scrolls away above them."""
 
     def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
         self.console = console
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -145,6 +152,8 @@ class TerminalView:
 
     def say(self, word: Word, text: str) -> None:
         """Tell of one thing that happened."""
+        from rich.text import Text
+
         first, *rest = _said(word, text)
         lines = Text("\n").join([Text(first), *map(Text, rest)])
         lines.stylize(_STYLES.get(word, "dim"), 0, len(word))
@@ -157,6 +166,11 @@ class TerminalView:
 
 def render(progress: GridProgress, height: int, width: int) -> RenderableType:
     """The lines of a terminal of that height and width: runs at work, those folded away, the grid."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
     room = max(1, height - OWN_LINES)
     shown = progress.running[:room]
     elsewhere = progress.elsewhere[: room - len(shown)]

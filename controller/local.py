@@ -31,6 +31,7 @@ from controller.archive import (
     checkpoint_sequence,
     clear_failures,
     gather_facts,
+    read_held,
     record_failure,
     write_run_spec,
 )
@@ -41,7 +42,17 @@ from controller.live import GridProgress, RunProgress, View, open_view
 from controller.observe import adoption_text, expanded, observe, take_up
 from controller.search import Expansion, Facts, Run, fitting, wanted
 from controller.selection import Waiting, due_decisions
-from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable
+from controller.standing import (
+    Choice,
+    Known,
+    State,
+    Work,
+    chosen_work,
+    refuse_no_fit,
+    run_state,
+    startable,
+    told_held,
+)
 from controller.wording import count_text
 from controller.workers import Machine, Share, Worker, Workers, share_of, this_machine
 from trainer.failure import FINAL_EXITS, ExitCode, Failure, OtherNumerics, StoreError
@@ -292,6 +303,7 @@ class Session:
         self.elsewhere: dict[Work, Elsewhere] = {}
         self._halted = False
         self._told_stop = False
+        self._told_held: str | None = None
         self._told_failed: set[str] = set()
         self._unreachable_since: float | None = None
         self._observe_at = 0.0  # by the monotonic clock
@@ -360,7 +372,15 @@ class Session:
         self.unfinished = startable(self.work, self.known)
         self.num_done = sum(self.known.is_done(each) for each in self.work)
         self.num_failed = sum(self.known.is_failed(each) for each in self.work)
+        self._tell_held()
         self._look_elsewhere()
+
+    def _tell_held(self) -> None:
+        """Say of runs that someone has paused or cancelled that they are not started, when that is new."""
+        told = told_held(self.work, self.known)
+        if told is not None and told != self._told_held:
+            self.view.say("waits", told)
+        self._told_held = told
 
     def _look_elsewhere(self) -> None:
         """Forget runs elsewhere that are done, or that nobody trains any more."""
@@ -662,8 +682,14 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
     expansion, misfits = fitting(grid, recorded, facts)
     decisions = {stage: decision for stage, decision in recorded.items() if stage not in misfits}
     runs = expansion.runs()
-    known = Known(decisions, read_numbers(store, runs), read_tests(store, runs), read_failures(store, runs))
-    said = due_decisions(grid, expansion, known.results, known.failures, now())
+    known = Known(
+        decisions,
+        read_numbers(store, runs),
+        read_tests(store, runs),
+        read_failures(store, runs),
+        read_held(store, grid.name),
+    )
+    said = due_decisions(grid, expansion, known.results, known.failures, now(), known.held)
     waiting = {
         stage: each.reason if isinstance(each, Waiting) else "for `grid run` to record its decision"
         for stage, each in said.items()

@@ -38,7 +38,7 @@ from controller.patch import (
 )
 from controller.plan import Resources as PlannedResources
 from controller.search import Expansion
-from controller.settings import MIB, Settings, amount
+from controller.settings import DEFAULT_STORE_PATIENCE, MIB, Settings, amount
 from controller.standing import Work
 from trainer.document import plain_value
 from trainer.failure import FINAL_EXITS, ExitCode, SpecError
@@ -53,7 +53,6 @@ Job in one more: https://kubernetes.io/docs/concepts/overview/working-with-objec
 # the controller's to keep, and this one is not to come before it
 BACKOFF_LIMIT = 10_000
 TERMINATED = 143  # 128 + SIGTERM: stopped before the trainer could say 75
-DEFAULT_STORE_PATIENCE = 1800  # seconds; the trainer's own, which then needs no saying
 
 GIB = 1 << 30
 ROUNDED_TO = 64 * MIB

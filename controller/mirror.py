@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -73,7 +73,7 @@ class _Held(NamedTuple, Generic[V]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind(Generic[V]):
+class Kind(Generic[V]):
     """A kind of object: how it is asked for, and what a change of one means."""
 
     resource: Resource
@@ -81,6 +81,7 @@ class _Kind(Generic[V]):
     changed: Callable[[V | None, V | None], None]  # what it was, what it is; called under the mirror's lock
     selector: str = ""
     fields: str = ""
+    wakes: bool = False  # whether any change of one ends `Mirror.wait`
     objects: dict[str, _Held[V]] = field(default_factory=dict)
 
     def held(self, found: Object) -> _Held[V] | None:
@@ -98,12 +99,15 @@ class Mirror:
     `wait` and `snapshot` raise what the thread has met.
     """
 
-    def __init__(self, cluster: Cluster, *, queues: bool = False, selector: str = SELECTOR) -> None:
+    def __init__(
+        self, cluster: Cluster, *, queues: bool = False, selector: str = SELECTOR, also: Iterable[Kind[Any]] = ()
+    ) -> None:
         self.restarts: Counter[tuple[str, str]] = Counter()  # of watches, by resource: ended, broken, expired
         self.events: Counter[tuple[str, str]] = Counter()  # told by watches, by resource: ADDED, MODIFIED, …
         self._cluster = cluster
         self._changes = threading.Condition()
         self._changed: set[Work] = set()
+        self._is_woken = False
         self._failure: BaseException | None = None
         self._is_closed = threading.Event()
         self._seen: dict[str, int] = {}  # by resource: every change up to this version is in the mirror
@@ -115,15 +119,17 @@ class Mirror:
         self._workloads: dict[Work, WorkloadView] = {}
         self._unlisted: dict[Work, int] = {}  # and which coming or going of a Job it was last
         self._num_came_or_gone = 0
-        self._job_kind = _Kind(JOBS, job_view, self._job_changed, selector)
-        self._pod_kind = _Kind(PODS, pod_view, self._pod_changed, selector, POD_FIELDS)
-        self._kinds: list[_Kind[Any]] = [
+        self._job_kind = Kind(JOBS, job_view, self._job_changed, selector)
+        self._pod_kind = Kind(PODS, pod_view, self._pod_changed, selector, POD_FIELDS)
+        self._kinds: list[Kind[Any]] = [
             self._job_kind,
             self._pod_kind,
-            _Kind(EVENTS, refusal_view, self._refusal_changed, fields=REFUSAL_FIELDS),
+            Kind(EVENTS, refusal_view, self._refusal_changed, fields=REFUSAL_FIELDS),
+            *also,
         ]
+        self._has_queues = queues
         if queues:
-            self._kinds.append(_Kind(_workloads(cluster), workload_view, self._workload_changed))
+            self._kinds.append(self._workload_kind())
 
     def __enter__(self) -> Mirror:
         self.start()
@@ -135,11 +141,7 @@ class Mirror:
     def start(self) -> None:
         """List all, side by side, and follow from there; returns when the lists are in. Raises ClusterError."""
         for kind in self._kinds:
-            thread = threading.Thread(
-                target=self._follow, args=(kind,), name=f"mirror-{kind.resource.name}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+            self._start_following(kind)
         with self._changes:
             self._changes.wait_for(lambda: len(self._seen) == len(self._kinds) or self._failure is not None)
             failure = self._failure
@@ -158,17 +160,31 @@ class Mirror:
         for thread in self._threads:
             thread.join(timeout=5)  # one that waits for a server that is away ends with the process
 
+    def follow_queues(self) -> None:
+        """From now on Kueue's workloads too. Raises ClusterError where there are none, or they may not be seen."""
+        if self._has_queues:
+            return
+        kind = self._workload_kind()
+        found = self._list(kind)  # here: a refusal is the caller's, and not the end of the mirror
+        self._replace(kind, found, 0)
+        self._has_queues = True
+        self._kinds.append(kind)
+        self._start_following(kind)
+
     def wait(self, seconds: float | None = None) -> bool:
         """Whether something has changed since the last snapshot, as soon as it has; false after `seconds`."""
         with self._changes:
-            self._changes.wait_for(lambda: self._changed or self._failure or self._is_closed.is_set(), seconds)
+            self._changes.wait_for(
+                lambda: self._changed or self._is_woken or self._failure or self._is_closed.is_set(), seconds
+            )
             self._raise_failure()
-            return bool(self._changed)
+            return bool(self._changed) or self._is_woken
 
     def wake(self, *works: Work) -> None:
         """Count these as changed, so that `wait` ends: what the store says of them is new, or their time has come."""
         with self._changes:
             self._changed.update(works)
+            self._is_woken = True
             self._changes.notify_all()
 
     def snapshot(self) -> Snapshot:
@@ -177,6 +193,7 @@ class Mirror:
             self._raise_failure()
             changed = frozenset(self._changed)
             self._changed.clear()
+            self._is_woken = False
             return Snapshot(
                 jobs=self._jobs.copy(),
                 pods=self._pods.copy(),
@@ -206,7 +223,15 @@ class Mirror:
 
     # Following
 
-    def _follow(self, kind: _Kind[V]) -> None:
+    def _workload_kind(self) -> Kind[WorkloadView]:
+        return Kind(_workloads(self._cluster), workload_view, self._workload_changed)
+
+    def _start_following(self, kind: Kind[Any]) -> None:
+        thread = threading.Thread(target=self._follow, args=(kind,), name=f"mirror-{kind.resource.name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _follow(self, kind: Kind[V]) -> None:
         try:
             if kind.resource == PODS:  # so that they are no older than the Jobs
                 with self._changes:
@@ -221,7 +246,7 @@ class Mirror:
                     self._failure = error
                 self._changes.notify_all()
 
-    def _watch(self, kind: _Kind[V]) -> None:
+    def _watch(self, kind: Kind[V]) -> None:
         """Follow the changes until the mirror is closed, or the server has forgotten the version we are at."""
         name = kind.resource.name
         num_short = 0  # watches in a row that ended at once
@@ -240,7 +265,7 @@ class Mirror:
             if num_short > 1:
                 self._is_closed.wait(random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2 ** min(num_short, 10))))
 
-    def _open(self, kind: _Kind[V]) -> Watch:
+    def _open(self, kind: Kind[V]) -> Watch:
         stream = self._cluster.watch(
             kind.resource,
             str(self._seen[kind.resource.name]),
@@ -254,7 +279,7 @@ class Mirror:
                 stream.close()
         return stream
 
-    def _read(self, kind: _Kind[V], stream: Watch) -> str:
+    def _read(self, kind: Kind[V], stream: Watch) -> str:
         try:
             for event, found in stream:
                 self._take(kind, event, found)
@@ -262,10 +287,10 @@ class Mirror:
             return "broken"
         return "ended"
 
-    def _list(self, kind: _Kind[V]) -> Listing[_Held[V]]:
+    def _list(self, kind: Kind[V]) -> Listing[_Held[V]]:
         return self._cluster.list(kind.resource, kind.held, selector=kind.selector, fields=kind.fields)
 
-    def _replace(self, kind: _Kind[V], listing: Listing[_Held[V]], before: int) -> None:
+    def _replace(self, kind: Kind[V], listing: Listing[_Held[V]], before: int) -> None:
         version = int(listing.resource_version)
         names = {each.name for each in listing.items}
         with self._changes:
@@ -283,7 +308,7 @@ class Mirror:
         for work in [work for work, number in self._unlisted.items() if number <= before]:
             del self._unlisted[work]
 
-    def _take(self, kind: _Kind[V], event: str, found: Object) -> None:
+    def _take(self, kind: Kind[V], event: str, found: Object) -> None:
         name, version = kind.resource.name, int(found["metadata"]["resourceVersion"])
         told = None if event == "BOOKMARK" else kind.held(found)
         with self._changes:
@@ -297,21 +322,23 @@ class Mirror:
             elif held is not None and held.version <= version:
                 self._drop(kind, held)
 
-    def _put(self, kind: _Kind[V], told: _Held[V]) -> None:
+    def _put(self, kind: Kind[V], told: _Held[V]) -> None:
         held = kind.objects.get(told.name)
         if held is None or held.version < told.version:
             kind.objects[told.name] = told
             kind.changed(held.view if held else None, told.view)
+            self._is_woken = self._is_woken or kind.wakes
             self._changes.notify_all()
 
-    def _put_newer(self, kind: _Kind[V], told: _Held[V]) -> None:
+    def _put_newer(self, kind: Kind[V], told: _Held[V]) -> None:
         """Take in what was learnt beside the watch, unless the watch has told it already, or what came after it."""
         if told.version > self._seen[kind.resource.name]:
             self._put(kind, told)
 
-    def _drop(self, kind: _Kind[V], held: _Held[V]) -> None:
+    def _drop(self, kind: Kind[V], held: _Held[V]) -> None:
         del kind.objects[held.name]
         kind.changed(held.view, None)
+        self._is_woken = self._is_woken or kind.wakes
         self._changes.notify_all()
 
     # What a change means: all under the lock

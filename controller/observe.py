@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from controller.archive import Adoption, adopt, gather_facts, homes, record_decision
+from controller.archive import Adoption, adopt, gather_facts, homes, read_held, record_decision
 from controller.grid import Grid
 from controller.knowledge import read_decisions, read_failures, read_numbers, read_tests
 from controller.search import Decision, Expansion, Facts, Run, expand, fitting, wanted
@@ -68,7 +68,7 @@ def expanded(grid: Grid, decisions: Mapping[str, Decision], facts: Facts, known:
         expansion.runs(),
         homes(expansion),
         chosen_work(expansion, Choice()),
-        Known(decisions, known.results, known.tests, known.failures),
+        replace(known, decisions=decisions),
         {},
     )
 
@@ -90,12 +90,12 @@ def observe(
     if before is None or about is None:
         decisions = read_decisions(store, grid.name)
         sight = expanded(grid, decisions, facts, before.known if before else None)
-        sight = _with_known(sight, _read_all(store, sight))
+        sight = _with_known(sight, _read_all(store, sight, grid.name))
     else:
         sight = _with_known(before, _read_about(store, before.known, about))
     while True:
         known = sight.known
-        said = due_decisions(grid, sight.expansion, known.results, known.failures, datetime.now(UTC))
+        said = due_decisions(grid, sight.expansion, known.results, known.failures, datetime.now(UTC), known.held)
         made = [each for each in said.values() if isinstance(each, Decision)]
         if not made:
             waiting = {stage: each for stage, each in said.items() if isinstance(each, Waiting)}
@@ -113,13 +113,14 @@ def _with_known(sight: Sight, known: Known, waiting: Mapping[str, Waiting] | Non
     return Sight(sight.expansion, sight.runs, sight.homes, sight.work, known, waiting or {})
 
 
-def _read_all(store: Store, sight: Sight) -> Known:
+def _read_all(store: Store, sight: Sight, grid: str) -> Known:
     tested = [work.run for work in sight.work if work.is_test]
     return Known(
         sight.known.decisions,
         read_numbers(store, sight.runs, sight.known.results),
         read_tests(store, tested, sight.known.tests),
         read_failures(store, sight.runs),
+        read_held(store, grid),
     )
 
 
@@ -134,4 +135,5 @@ def _read_about(store: Store, known: Known, about: Collection[Work]) -> Known:
         {**known.results, **read_numbers(store, runs, known.results)},
         {**known.tests, **read_tests(store, tested, known.tests)},
         {**kept, **read_failures(store, runs)},
+        known.held,
     )

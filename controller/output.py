@@ -34,6 +34,7 @@ class Output(io.TextIOWrapper):
 
 def guard_stdout() -> None:
     """Put an Output in the place of this process's stdout; the old one stays for those who ask for its size."""
+    _hold_descriptors()
     inner = sys.stdout
     if not isinstance(inner, io.TextIOWrapper) or isinstance(inner, Output):  # closed, or a test's
         return
@@ -41,6 +42,13 @@ def guard_stdout() -> None:
     raw = io.FileIO(inner.fileno(), "w", closefd=False)
     buffer = raw if inner.write_through else io.BufferedWriter(raw)
     sys.stdout = Output(buffer, inner.encoding, inner.errors, None, inner.line_buffering, inner.write_through)
+
+
+def _hold_descriptors() -> None:
+    """Take those of 0, 1 and 2 that are closed: the next file to be opened would be one, and be written to as such."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def drop_stdout() -> None:

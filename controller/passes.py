@@ -5,13 +5,12 @@
 3. `reconcile.decide` says what to do; `Passes._act` does it, each action under the condition that it names.
 4. What was refused because something had changed in between, or failed, is decided anew by the next pass.
 
-`settle` makes passes until nothing is left to do now: `grid submit`. `watch` goes on until the grid is done.
+`settle` makes passes until nothing is left to do now: `grid submit`. `watch` goes on until the grid is done. Grids come
+and go by `Passes.take` and `Passes.drop`: `grid serve`, in serve.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from controller.actions import (
     Action,
     Create,
     Delete,
+    JobAction,
     ListPods,
     NoteTries,
     RecordFailure,
@@ -40,13 +40,12 @@ from controller.archive import (
     stored_grid,
     stored_settings,
 )
+from controller.beginnings import Beginnings
 from controller.cluster import (
     ENDING_ERRORS,
     JOBS,
-    LEASES,
     Cluster,
     ClusterError,
-    Forbidden,
     Object,
     ObjectAbsent,
     ObjectChanged,
@@ -56,17 +55,16 @@ from controller.cluster import (
 from controller.grid import Grid
 from controller.jobs import JobView, PodView, job_name, job_view
 from controller.knowledge import read_metrics, read_results, runs_with_results
-from controller.leader import Leadership
 from controller.live import GridProgress, RunProgress, View
 from controller.manifest import JobTemplate, Needs, first_stages
 from controller.mirror import Mirror, Snapshot
 from controller.observe import Sight, expanded, observe
 from controller.plan import make_plan, runs_alike, speeds_of
-from controller.reconcile import GridView, Observation, decide, failed_anew, told
+from controller.reconcile import GridView, Kept, Observation, decide, failed_anew, told
 from controller.search import Decision, Expansion, Facts, wanted
 from controller.settings import Settings
-from controller.standing import Choice, Known, State, Work, chosen_work, run_state, startable
-from trainer.failure import DataError, Failure, SpecError, StoreError
+from controller.standing import Choice, Held, Known, State, Work, chosen_work, run_state, startable, told_held
+from trainer.failure import DataError, Failure, GridError, SpecError, StoreError
 from trainer.identity import write_spec
 from trainer.result import EpochMetrics
 from trainer.store import STORE_PATIENCE_SECONDS, Store
@@ -79,10 +77,8 @@ STORE_AGAIN_SECONDS = 5.0  # before a store that did not answer is asked again
 PROGRESS_SECONDS = 10.0  # between two looks at the metrics of the runs at work
 FEW_RUNNING = 16  # runs at work, up to which that is little to read
 CREATIONS = 500  # at most in one pass, so that the first Jobs start before the last are made
+LOOK_ON_SECONDS = 6.0  # that a command waits to see what another process makes of its word
 SETTLE_SECONDS = 10.0  # that `settle` waits for what is on its way: a Job's deletion, a change that came between
-LEASE_SECONDS = 8  # that a grid's Lease holds without being renewed
-LEASE_PERIOD_SECONDS = 2.0
-LEASE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 TOLD_WAITS = ("image", "configuration", "unschedulable", "quota", "inadmissible")  # that are worth a line
 
 
@@ -100,7 +96,11 @@ def job_template(
 
 
 def grid_view(
-    grid: Grid, expansion: Expansion, intent: Literal["active", "paused", "cancelled"], settings: Settings
+    grid: Grid,
+    expansion: Expansion,
+    intent: Literal["active", "paused", "cancelled"],
+    settings: Settings,
+    held: Mapping[str, Held] | None = None,
 ) -> GridView:
     """The grid as decisions on it are made."""
     return GridView(
@@ -114,7 +114,29 @@ def grid_view(
         pending_seconds=settings.pending_deadline,
         ttl_seconds=settings.ttl,
         progress_seconds=settings.progress.every if settings.progress.annotations else None,
+        held=held or {},
+        kept=kept_runs(expansion),
     )
+
+
+def kept_runs(expansion: Expansion) -> dict[str, list[Kept]]:
+    """The decisions that kept each run, by run; a test stage's are choices of what to test."""
+    kept: dict[str, list[Kept]] = {}
+    for stage in expansion.stages:
+        decision = stage.decision
+        if decision is None or stage.is_test:
+            continue
+        how = "kept as best of" if decision.metric is not None else "kept by choice in"
+        said = Kept(
+            stage.name,
+            decision.time.isoformat(timespec="seconds"),
+            f"{how} stage {stage.name} of grid {expansion.grid}: {decision.because}",
+        )
+        for experiment in stage.experiments:
+            if experiment.name in decision.kept:
+                for run in experiment.runs:
+                    kept.setdefault(run.id, []).append(said)
+    return kept
 
 
 def observation(snapshot: Snapshot, grids: Mapping[str, GridView], known: Collection[Known]) -> Observation:
@@ -149,7 +171,7 @@ class ActedGrid:
         self.intent: Literal["active", "paused", "cancelled"] = "active"
         self.sight = expanded(grid, {}, facts)  # the first pass looks, after the Jobs
         self._view: GridView | None = None
-        self._viewed = self.sight.expansion  # what the view is of
+        self._viewed = self.sight.expansion, self.sight.known.held  # what the view is of
         self._template: JobTemplate | None = None
 
     def relist(self, tell: Callable[[Decision], None]) -> bool:
@@ -160,16 +182,18 @@ class ActedGrid:
 
     def look_at_intent(self) -> bool:
         """Read intent, settings and, where it is another one, the grid's text; whether any of it has changed."""
-        before = self.grid, self.intent, self.settings
+        before = self.grid, self.intent, self.settings, self.sight.known.held
         said = read_intent(self.store, self.grid.name)
         self.intent = "active" if said is None else said.intent
+        held = {} if said is None else said.runs
+        self.sight = replace(self.sight, known=replace(self.sight.known, held=held))
         self.settings = stored_settings(self.store, self.grid.name) or self.settings
         if said is not None and said.digest != self.grid.digest:
             stored = stored_grid(self.store, self.grid.name)
             if stored is not None and stored.digest != self.grid.digest:
                 self.grid, self.facts = stored, gather_facts(self.store, wanted(stored))
                 self.sight = observe(self.grid, self.store, self.facts)
-        if before == (self.grid, self.intent, self.settings):
+        if before == (self.grid, self.intent, self.settings, held):
             return False
         self._view = self._template = None
         return True
@@ -180,10 +204,10 @@ class ActedGrid:
 
     def view(self) -> GridView:
         """The grid as decisions on it are made; the same object until something of it has changed."""
-        expansion = self.sight.expansion
-        if self._view is None or self._viewed is not expansion:
-            self._view = grid_view(self.grid, expansion, self.intent, self.settings)
-            self._viewed = expansion
+        expansion, held = self.sight.expansion, self.sight.known.held
+        if self._view is None or self._viewed[0] is not expansion or self._viewed[1] != held:
+            self._view = grid_view(self.grid, expansion, self.intent, self.settings, held)
+            self._viewed = expansion, held
         return self._view
 
     def job(self, create: Create) -> Object:
@@ -209,80 +233,9 @@ def submitted(store: Store, grid: str) -> Settings:
     return settings
 
 
-# Who acts
-
-
-class Lead:
-    """Whether this process acts on a grid: one at a time does, so that no more is started than its settings allow.
-
-    In a `with` block it tries to hold the grid's Lease. Where Leases are not to be had it acts without, and says so.
-    """
-
-    def __init__(self, cluster: Cluster, grid: str, view: View) -> None:
-        self.name = lease_name(grid)
-        self._cluster = cluster
-        self._view = view
-        self._part = Leadership(
-            cluster,
-            name=self.name,
-            duration_seconds=LEASE_SECONDS,
-            renew_seconds=LEASE_SECONDS - 3,
-            period_seconds=LEASE_PERIOD_SECONDS,
-        )
-        self._is_without = False
-
-    def __enter__(self) -> Lead:
-        self._part.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._part.__exit__()
-
-    def __call__(self) -> bool:
-        """Whether to act now."""
-        return self._wait(0)
-
-    def other(self) -> str | None:
-        """Who else acts on the grid and lives; none once this process does. Takes up to a Lease's duration."""
-        if self._wait(1):
-            return None
-        until, first = time.monotonic() + LEASE_SECONDS + 2 * LEASE_PERIOD_SECONDS, self._lease()
-        while not self._wait(LEASE_PERIOD_SECONDS / 2):
-            now = self._lease()
-            if (now.get("renewTime") != first.get("renewTime") and now.get("holderIdentity")) or (
-                time.monotonic() > until
-            ):
-                return str(now.get("holderIdentity") or "another process")
-        return None
-
-    def _wait(self, seconds: float) -> bool:
-        if self._is_without:
-            return True
-        try:
-            return self._part.wait(seconds)
-        except Forbidden as error:
-            self._is_without = True
-            self._view.say("note", f"acting without a Lease, so let no other watch this grid: {error.message}")
-            return True
-
-    def _lease(self) -> Object:
-        try:
-            found: Object = self._cluster.get(LEASES, self.name)["spec"]
-        except ObjectAbsent:
-            return {}
-        return found
-
-
-def lease_name(grid: str) -> str:
-    """Name of the Lease that says who acts on the grid: its own where that may be an object's name."""
-    if LEASE_NAME.fullmatch(grid):
-        return f"grid-{grid}"
-    return f"grid-{hashlib.sha256(grid.encode()).hexdigest()[:16]}"
-
-
 # Passes
 
-Outcome = Literal["done", "overtaken", "refused"]
+Outcome = Literal["done", "overtaken", "left"]
 
 
 @dataclass(slots=True)
@@ -291,19 +244,24 @@ class Report:
 
     done: Counter[str] = field(default_factory=Counter)
     overtaken: int = 0  # something had changed: the next pass decides anew
+    left: int = 0  # begun by whoever acts now, which is not this process
     refused: list[tuple[Action, ClusterError]] = field(default_factory=list)
 
     def add(self, other: Report) -> None:
         """Count what another pass did as well."""
         self.done += other.done
         self.overtaken += other.overtaken
+        self.left = other.left
         self.refused = other.refused
 
 
 class Passes:
     """Acts on grids of one namespace. To be used by one thread, with a mirror that has started.
 
-    `acts` is asked before anything is done: false only looks. `only` narrows what is made anew, to a part of a grid.
+    `acts` is asked before anything is done: false only looks. `only` narrows what is made anew, to a part of a grid;
+    with `run` nothing is done but what concerns that run.
+    With `on_fault` a grid that cannot be read any more is dropped and told to it, and the others go on; else that is
+    raised. With `names_grids` what is told of a run begins with its grid's name.
     """
 
     def __init__(
@@ -315,20 +273,26 @@ class Passes:
         view: View,
         *,
         only: Choice | None = None,
+        run: str | None = None,
         acts: Callable[[], bool] = lambda: True,
+        on_fault: Callable[[str, GridError], None] | None = None,
+        names_grids: bool = False,
     ) -> None:
         self.cluster = cluster
         self.mirror = mirror
         self.store = store
-        self.grids = {each.grid.name: each for each in grids}
+        self.grids: dict[str, ActedGrid] = {}
         self.view = view
         self.only = only or Choice()
+        self.run = run
         self.acts = acts
         self.seen: Observation | None = None
-        self._relist_at = 0.0  # by the monotonic clock
+        self._on_fault = on_fault
+        self._names_grids = names_grids
+        self._relist_at: dict[str, float] = {}  # by grid, by the monotonic clock: when all of it is looked at again
+        self._is_new: set[str] = set()  # grids that no pass has looked at yet
         self._unread: set[Work] = set()  # whose Job ended, and whose numbers are not read yet
         self._quota: dict[Work, str] = {}  # why their Jobs themselves were refused
-        self._is_first = True
         self._running: dict[str, PodView] = {}  # by run: the pod that was told to have started
         self._told_waits: dict[Work, str] = {}
         self._told_at = float("-inf")  # by the monotonic clock: when waits were told last
@@ -336,6 +300,23 @@ class Passes:
         self.told_failed: set[str] = set()  # runs
         self._metrics: dict[str, list[EpochMetrics]] = {}  # of runs at work
         self._metrics_at = 0.0
+        self._beginnings = Beginnings(store)
+        self._told_held: dict[str, str | None] = {}  # by grid
+        for each in grids:
+            self.take(each)
+
+    def take(self, acted: ActedGrid) -> None:
+        """Act on that grid too; what it has come to already is not told."""
+        name = acted.grid.name
+        self.grids[name] = acted
+        self._is_new.add(name)
+        self.forget(name)
+
+    def drop(self, name: str) -> None:
+        """Leave that grid alone from now on, and its Jobs as they are."""
+        self.grids.pop(name, None)
+        self._relist_at.pop(name, None)
+        self._is_new.discard(name)
 
     def one(self) -> Report:
         """Make one pass; what it did. Raises StoreError, and the ClusterErrors that every request would meet."""
@@ -344,45 +325,66 @@ class Passes:
         seen = self._observe(snapshot)
         self._tell(seen)
         report = Report()
-        if not self.acts():
-            return report
         actions = self._meant(decide(seen))
-        if any(isinstance(each, Create | Resume) for each in actions) and self._intent_changed():
+        if not self.acts():
+            report.left = len(actions)
+            return report
+        if self._intent_changed(_grids_that_start(actions)):
             seen = self._observe(snapshot)
             actions = self._meant(decide(seen))
         self._act(actions, report)
         return report
 
-    def forget(self) -> None:
-        """Look at all that the store says at the next pass: it was changed."""
-        self._relist_at = 0.0
+    def forget(self, name: str | None = None) -> None:
+        """Look at all that the store says of that grid, or of all, at the next pass: it was changed."""
+        for each in self.grids if name is None else (name,):
+            self._relist_at[each] = 0.0
 
     # Seeing
 
     def _look_at_store(self, snapshot: Snapshot) -> None:
         """Bring the grids up to date, with what ended before the store is looked at."""
-        before = {name: each.sight.known for name, each in self.grids.items()}
         ended = (snapshot.jobs.get(work) for work in snapshot.changed)
         self._unread |= {job.work for job in ended if job is not None and job.is_finished}
-        if time.monotonic() >= self._relist_at:
-            for each in self.grids.values():
-                each.relist(self._tell_decision)
-            self._relist_at = time.monotonic() + RELIST_SECONDS
-        elif self._unread:
-            for each in self.grids.values():
-                known = each.sight.known
-                if about := [work for work in self._unread if work in each.view().wants and not known.is_done(work)]:
-                    each.look(about, self._tell_decision)
+        self._each(self._look_at_grid)
         self._unread = set()
-        if not self._is_first:
-            for name, each in self.grids.items():
-                self._tell_ends(before[name], each.sight)
-        self._is_first = False
 
-    def _intent_changed(self) -> bool:
-        """Whether someone wants it otherwise by now: what would be started is not to run against a pause."""
-        changed = [each.look_at_intent() for each in self.grids.values()]  # each of them
-        return any(changed)
+    def _look_at_grid(self, name: str, each: ActedGrid) -> None:
+        before = each.sight
+        tell = partial(self._tell_decision, name)
+        if time.monotonic() >= self._relist_at[name]:
+            each.relist(tell)
+            self._relist_at[name] = time.monotonic() + RELIST_SECONDS
+        elif self._unread:
+            wants, known = each.view().wants, before.known
+            if about := [work for work in self._unread if work in wants and not known.is_done(work)]:
+                each.look(about, tell)
+        if name not in self._is_new:
+            self._tell_ends(name, before.known, each.sight)
+        self._is_new.discard(name)
+
+    def _each(self, look: Callable[[str, ActedGrid], object]) -> None:
+        """Do this for every grid; where one cannot be read any more, that is told and the others go on."""
+        for name, each in list(self.grids.items()):
+            try:
+                look(name, each)
+            except (SpecError, DataError) as error:
+                if self._on_fault is None:
+                    raise
+                self.drop(name)
+                self._on_fault(name, error)
+
+    def _intent_changed(self, grids: Collection[str]) -> bool:
+        """Whether someone wants these otherwise by now: what would be started is not to run against a pause."""
+        changed = set[str]()
+
+        def look(name: str, each: ActedGrid) -> None:
+            if name in grids and each.look_at_intent():
+                changed.add(name)
+
+        num_grids = len(self.grids)
+        self._each(look)
+        return bool(changed) or len(self.grids) < num_grids
 
     def _observe(self, snapshot: Snapshot) -> Observation:
         self._quota = {work: why for work, why in self._quota.items() if work not in snapshot.jobs}
@@ -391,7 +393,14 @@ class Passes:
             {name: each.view() for name, each in self.grids.items()},
             [each.sight.known for each in self.grids.values()],
         )
-        seen = replace(seen, quota={**seen.quota, **self._quota}, progress=self._progress_values(seen))
+        running = _running(seen)
+        self._beginnings.look(
+            pod for run, pod in running.items() if any(run in g.sight.runs for g in self.grids.values())
+        )
+        resumed = {
+            run: went_on for run, pod in running.items() if (went_on := self._beginnings.resumed(pod)) is not None
+        }
+        seen = replace(seen, quota={**seen.quota, **self._quota}, progress=self._progress_values(seen), resumed=resumed)
         if anew := failed_anew(seen):
             heads = {run: checkpoint_head(self.store, run) for run in anew}
             seen = replace(
@@ -410,6 +419,8 @@ class Passes:
         meant: list[Action] = []
         num_creations = 0
         for each in actions:
+            if self.run is not None and not isinstance(each, ListPods) and _work(each).run != self.run:
+                continue
             if isinstance(each, Create):
                 if (chosen is not None and each.work not in chosen) or num_creations >= CREATIONS:
                     continue
@@ -424,13 +435,14 @@ class Passes:
         if any(isinstance(each, ListPods) for each in actions):
             self.mirror.list_pods()
             report.done[ListPods.__name__] += 1
-        for name in {each.grid for each in actions if isinstance(each, Create)}:
-            self.grids[name].template()  # here, not in sixteen threads; and a wrong setting is told before anything
+        makers = {each.grid for each in actions if isinstance(each, Create)}
+        # here, not in sixteen threads; and a wrong setting is told before anything
+        self._each(lambda name, each: each.template() if name in makers else None)
+        actions = [each for each in actions if not isinstance(each, Create) or each.grid in self.grids]
         groups: dict[str, list[Action]] = {}
         for action in actions:
             if not isinstance(action, ListPods):
-                work = action.work if isinstance(action, Create) else action.job.work
-                groups.setdefault(job_name(work), []).append(action)
+                groups.setdefault(job_name(_work(action)), []).append(action)
         if not groups:
             return
         halted: list[ClusterError] = []  # why no further Job can be made now
@@ -447,6 +459,9 @@ class Passes:
         """What came of each; after the first that was not done the others are left for the next pass."""
         outcomes: list[tuple[Action, Outcome | ClusterError]] = []
         for action in actions:
+            if not self.acts():  # no longer
+                outcomes.append((action, "left"))
+                break
             if isinstance(action, Create) and halted:
                 outcomes.append((action, halted[0]))
                 continue
@@ -509,6 +524,8 @@ class Passes:
         """Count and tell what came of an action."""
         if outcome == "overtaken":
             report.overtaken += 1
+        elif outcome == "left":
+            report.left += 1
         elif isinstance(outcome, QuotaExceeded) and isinstance(action, Create):
             self._quota[action.work] = outcome.message
         elif isinstance(outcome, ClusterError):
@@ -533,15 +550,19 @@ class Passes:
 
     def label(self, work: Work) -> str:
         """The work as people know it."""
-        for each in self.grids.values():
+        for name, each in self.grids.items():
             if work.run in each.sight.runs:
-                return each.sight.label(work)
+                return self._of(name) + each.sight.label(work)
         return job_name(work)
 
-    def _tell_decision(self, decision: Decision) -> None:
-        self.view.say("kept", f"{decision.stage}: {', '.join(decision.kept)}: {decision.because}")
+    def _of(self, grid: str) -> str:
+        return f"{grid}: " if self._names_grids else ""
 
-    def _tell_ends(self, before: Known, sight: Sight) -> None:
+    def _tell_decision(self, grid: str, decision: Decision) -> None:
+        kept = ", ".join(decision.kept)
+        self.view.say("kept", f"{self._of(grid)}{decision.stage}: {kept}: {decision.because}")
+
+    def _tell_ends(self, name: str, before: Known, sight: Sight) -> None:
         """Tell of the work that has ended since `before`."""
         known = sight.known
         if (len(known.results), len(known.tests), known.failures) == (
@@ -552,21 +573,25 @@ class Passes:
             return
         for work in sight.work:
             if known.is_done(work) and not before.is_done(work):
-                self.view.say("done", f"{sight.label(work)}: {_numbers(work, known)}")
+                self.view.say("done", f"{self._of(name)}{sight.label(work)}: {_numbers(work, known)}")
             elif known.is_failed(work) and not before.is_failed(work):
                 self.told_failed.add(work.run)
-                self.view.say("failed", f"{sight.label(work)}: {_failure_text(known.failures[work.run])}")
+                failure = _failure_text(known.failures[work.run])
+                self.view.say("failed", f"{self._of(name)}{sight.label(work)}: {failure}")
 
     def _tell(self, seen: Observation) -> None:
         """Tell of pods that began, and of work that cannot."""
-        running = {pod.work.run: pod for pods in seen.pods.values() for pod in pods if pod.phase == "Running"}
+        running = _running(seen)
         for run, pod in running.items():
+            if not self._beginnings.is_known(pod):
+                continue
             before = self._running.get(run)
             if (before is None or before.uid != pod.uid) and any(
                 run in each.sight.runs for each in self.grids.values()
             ):
                 self._tell_beginning(pod)
-        self._running = running
+            self._running[run] = pod
+        self._running = {run: pod for run, pod in self._running.items() if run in running}
         if time.monotonic() >= self._told_at + PASS_SECONDS:
             self._tell_waits(seen)
             self._told_at = time.monotonic()
@@ -584,20 +609,22 @@ class Passes:
                     self._told_waits[work] = kind
                 else:
                     self._told_waits.pop(work, None)
+        for name, each in self.grids.items():
+            held = told_held(each.sight.work, each.sight.known) if each.intent == "active" else None
+            if held is not None and held != self._told_held.get(name):
+                self.view.say("waits", f"{self._of(name)}{held}")
+            self._told_held[name] = held
         for text, works in waits.items():
             more = f" and {len(works) - 1} more" if len(works) > 1 else ""
             self.view.say("waits", f"{self.label(works[0])}{more}: {text}")
 
     def _tell_beginning(self, pod: PodView) -> None:
-        head = None
-        if not pod.work.is_test:
-            with suppress(StoreError):
-                head = checkpoint_head(self.store, pod.work.run)
         where = f"{self.label(pod.work)} ({pod.work.run}) on {pod.node}"
-        if head is None:
+        resumed = self._beginnings.resumed(pod)
+        if resumed is None:
             self.view.say("start", where)
         else:
-            self.view.say("resume", f"{where} from epoch {head.epochs_done + 1}")
+            self.view.say("resume", f"{where} from epoch {resumed.epoch}")
 
     def _progress_values(self, seen: Observation) -> dict[str, dict[str, str]]:
         """What to show of running runs on their Jobs, by run."""
@@ -667,8 +694,6 @@ class Passes:
         each, seen = self.grids[name], self.seen
         assert seen is not None
         texts = told(seen)
-        if each.intent == "cancelled":
-            texts = dict.fromkeys(each.sight.runs, "cancelled")
         work = self._chosen(each) if choice is None else chosen_work(each.sight.expansion, choice)
         return {one: run_state(one, each.sight.known, texts) for one in work}
 
@@ -677,6 +702,23 @@ class Passes:
         assert self.seen is not None
         wants = self.grids[name].view().wants
         return {work: job for work, job in self.seen.jobs.items() if work in wants}
+
+    def labelled(self, name: str) -> list[JobView]:
+        """The Jobs that say that the grid wants them, as of the last pass."""
+        assert self.seen is not None
+        return [job for job in self.seen.jobs.values() if name in job.grids]
+
+    def is_under_way(self, name: str) -> bool:
+        """Whether all of the chosen part that can be started has a Job, and one of them may run."""
+        seen, todo = self.seen, startable(self._chosen(self.grids[name]), self.grids[name].sight.known)
+        assert seen is not None
+        jobs = [seen.jobs.get(work) for work in todo]
+        return not todo or (None not in jobs and any(job is not None and not job.is_suspended for job in jobs))
+
+    def is_marked(self, name: str) -> bool:
+        """Whether each Job that failed says so: only then is a failure that is gone from the store a retry."""
+        jobs = self.jobs(name).values()
+        return not any(job.failed_since is not None and job.failure is None for job in jobs)
 
     def is_over(self, name: str) -> bool:
         """Whether nothing of the chosen part is at work, and nothing of it is left to start."""
@@ -698,6 +740,26 @@ class Passes:
 
     def _is_at_work(self, job: JobView) -> bool:
         return job.is_deleting or (not job.is_finished and (not job.is_suspended or job.num_active > 0))
+
+
+def _grids_that_start(actions: Iterable[Action]) -> set[str]:
+    """The grids for which these make or start something."""
+    found: set[str] = set()
+    for each in actions:
+        if isinstance(each, Create):
+            found.update(each.grids)
+        elif isinstance(each, Resume):
+            found.update(each.job.grids)
+    return found
+
+
+def _work(action: Create | JobAction) -> Work:
+    return action.work if isinstance(action, Create) else action.job.work
+
+
+def _running(seen: Observation) -> dict[str, PodView]:
+    """The pods that run, by run."""
+    return {pod.work.run: pod for pods in seen.pods.values() for pod in pods if pod.phase == "Running"}
 
 
 def _numbers(work: Work, known: Known) -> str:
@@ -722,7 +784,8 @@ def _failure_text(failure: Failure) -> str:
 def settle(passes: Passes, *, seconds: float = SETTLE_SECONDS) -> Report:
     """Make passes until nothing is left that can be done now; what they did.
 
-    What is on its way, such as a Job that is being deleted, is waited for `seconds`. Raises what `Passes.one` raises.
+    What is on its way, such as a Job that is being deleted, is waited for `seconds`, and so is the right to act where
+    it was lost meanwhile: what is `left` then is another's. Raises what `Passes.one` raises.
     """
     total = Report()
     until = time.monotonic() + seconds
@@ -731,10 +794,19 @@ def settle(passes: Passes, *, seconds: float = SETTLE_SECONDS) -> Report:
         total.add(report)
         if report.done:
             until = max(until, time.monotonic() + seconds)
-        elif time.monotonic() >= until or not (report.overtaken or _is_on_its_way(passes)):
+        elif time.monotonic() >= until or not (report.overtaken or report.left or _is_on_its_way(passes)):
             return total
         else:
             passes.mirror.wait(0.2)
+
+
+def look_on(passes: Passes, is_enough: Callable[[], bool], *, seconds: float = LOOK_ON_SECONDS) -> None:
+    """Make passes while another process acts, until it `is_enough`, for `seconds` at most."""
+    until = time.monotonic() + seconds
+    passes.one()
+    while not is_enough() and time.monotonic() < until:
+        passes.mirror.wait(0.2)
+        passes.one()
 
 
 def _is_on_its_way(passes: Passes) -> bool:
@@ -744,7 +816,7 @@ def _is_on_its_way(passes: Passes) -> bool:
     known = [each.sight.known for each in passes.grids.values()]
     return any(
         job.is_deleting
-        and any(job.work in grid.wants and grid.intent == "active" for grid in seen.grids.values())
+        and any(job.work in grid.wants and grid.intent_for(job.work.run) == "active" for grid in seen.grids.values())
         and not any(each.is_done(job.work) or each.is_failed(job.work) for each in known)
         for job in seen.jobs.values()
     )

@@ -13,10 +13,11 @@ each other it is at most k windows, which is why one holds the lease. What Kueue
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from controller.actions import (
     Action,
@@ -24,7 +25,9 @@ from controller.actions import (
     Delete,
     ListPods,
     MarkFailed,
+    NoteKept,
     NoteProgress,
+    NoteResumed,
     NoteTries,
     RecordFailure,
     Relabel,
@@ -48,13 +51,27 @@ from controller.attempts import (
     tries_after,
 )
 from controller.jobs import JobView, PodView, WorkloadView, read_time
-from controller.standing import Work
+from controller.settings import PENDING_SECONDS, PROGRESS_SECONDS
+from controller.standing import Held, Work
 from controller.wording import count_text, plain, seconds_text
 from trainer.failure import FINAL_EXITS, Failure
 
 RESULT_PATIENCE_SECONDS = 300.0  # between a Job's completion and its numbers in the store
-PENDING_SECONDS = 900.0  # a wait for an image or a configuration, before it is a failure
-PROGRESS_SECONDS = 60.0  # at least, between two notes of a run's progress on its Job
+
+
+class Resumption(NamedTuple):
+    """Where a pod's attempt went on from."""
+
+    pod: str  # its uid
+    epoch: int  # the first that it computed, counted from 1
+
+
+class Kept(NamedTuple):
+    """A decision that kept a run."""
+
+    stage: str
+    time: str  # when it was taken
+    told: str  # for people
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +89,13 @@ class GridView:
     ttl_seconds: int | None = None  # of finished Jobs; none: they stay
     prune: bool = False  # whether running work that left the grid is ended
     progress_seconds: float | None = PROGRESS_SECONDS  # none: progress is not shown on Jobs
+    held: Mapping[str, Held] = field(default_factory=dict)  # runs of which something else is wanted than of the grid
+    kept: Mapping[str, Sequence[Kept]] = field(default_factory=dict)  # by run: the decisions that kept it
+
+    def intent_for(self, run: str) -> Literal["active", "paused", "cancelled"]:
+        """What is wanted of a run of the grid: the least of what is said of either."""
+        held = self.held.get(run)
+        return held if held is not None and (self.intent == "active" or held == "cancelled") else self.intent
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +118,7 @@ class Observation:
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # newest sequence, of the runs of `failed_anew`
     peaks: Mapping[str, int] = field(default_factory=dict)  # last reported memory in bytes, of the same runs
     progress: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by run, then PROGRESS_ANNOTATIONS' keys
+    resumed: Mapping[str, Resumption] = field(default_factory=dict)  # by run whose pod went on from a checkpoint
     quota: Mapping[Work, str] = field(default_factory=dict)  # why a pod, or the Job itself, was refused
     workloads: Mapping[Work, WorkloadView] = field(default_factory=dict)
 
@@ -109,9 +134,9 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The grids that want a piece of work; one object for all the work that the same ones want."""
+    """The grids that want a piece of work; one object for all the work that the same ones want alike."""
 
-    grids: tuple[GridView, ...]  # active or paused
+    grids: tuple[GridView, ...]  # active or paused, as to this work
     active: tuple[GridView, ...]
     maker: GridView | None  # the first of those that may start anything new, by whose settings Jobs are made
     halted: str | None  # why there is none, though some are active
@@ -183,7 +208,11 @@ def told(seen: Observation) -> dict[str, str]:
     texts: dict[str, str] = {}
     for work, claim in scene.claims.items():
         if not seen.is_done(work):  # of a run that is trained, what its test says
-            texts[work.run] = scene.told(work, claim)
+            texts.setdefault(work.run, scene.told(work, claim))
+    for grid in seen.grids.values():
+        for work in _cancelled(grid):
+            if work not in scene.claims and not seen.is_done(work):
+                texts.setdefault(work.run, scene.told(work, NOBODYS))
     return texts
 
 
@@ -209,6 +238,7 @@ class _Scene:
             for name in names.union(job.grids) if job is not None else names:
                 if name in self.used:
                     self.used[name] += 1
+        self.kept_runs = {run for grid in seen.grids.values() for run in grid.kept}
         self.waiting_for_pods: list[Work] = []
         self.has_probed = False
 
@@ -262,6 +292,8 @@ class _Scene:
         elif job.is_suspended:
             if job.queue is None and self.may_resume(job, claim):
                 yield Resume(job)
+        elif (resumed := seen.resumed.get(work.run)) is not None and self.is_news(job, resumed):
+            yield NoteResumed(job, resumed.pod, f"resumed at epoch {resumed.epoch}")
         elif (values := self.progress(job, claim)) is not None:
             yield NoteProgress(job, values)
 
@@ -302,6 +334,8 @@ class _Scene:
             yield SetTtl(job, seconds)
         elif (relabel := self.relabel(job, claim)) is not None:
             yield relabel
+        elif (job.kept_by is not None or work.run in self.kept_runs) and (kept := self.kept(job)) is not None:
+            yield kept
 
     def on_unwanted(self, job: JobView) -> Iterator[Action]:
         """A Job that no grid wants, as far as grids are known: it goes unless one that it names may want it yet."""
@@ -327,9 +361,10 @@ class _Scene:
         grid = self.seen.grids.get(name)
         if grid is None:  # submitted a moment ago, or of Jobs that someone made by hand
             return False
-        if grid.intent != "cancelled" and job.work in grid.wants:
+        intent = grid.intent_for(job.work.run)
+        if intent != "cancelled" and job.work in grid.wants:
             return False
-        return grid.intent != "active" or grid.prune or job.is_suspended or not self.is_running(job.work)
+        return intent != "active" or grid.prune or job.is_suspended or not self.is_running(job.work)
 
     def is_running(self, work: Work) -> bool:
         """Whether a pod of it runs."""
@@ -337,9 +372,10 @@ class _Scene:
 
     def is_held_elsewhere(self, job: JobView) -> bool:
         """Whether a grid that is not known, or one that the run has left but lets it end, keeps the Job."""
-        grids = self.seen.grids
+        grids, run = self.seen.grids, job.work.run
         return any(
-            not self.has_left(job, name) and (name not in grids or grids[name].intent == "active") for name in job.grids
+            not self.has_left(job, name) and (name not in grids or grids[name].intent_for(run) == "active")
+            for name in job.grids
         )
 
     def is_idle(self, job: JobView) -> bool:
@@ -414,6 +450,26 @@ class _Scene:
             return None
         return {**values, "time": self.seen.now.isoformat(timespec="seconds")}
 
+    def is_news(self, job: JobView, resumed: Resumption) -> bool:
+        """Whether it is a pod of this very Job that went on, and nobody has told so yet."""
+        pods = self.seen.pods.get(job.work, ())
+        is_its_own = any(pod.uid == resumed.pod and pod.job_uid == job.uid for pod in pods)
+        return not job.work.is_test and is_its_own and job.resumed_pod != resumed.pod
+
+    def kept(self, job: JobView) -> NoteKept | None:
+        """What is to be said on the Job of the decisions that kept its run, where it says something else."""
+        if job.work.is_test:
+            return None
+        grids = [grid for grid in self.seen.grids.values() if grid.intent != "cancelled"]
+        decisions = {f"{grid.name}/{each.stage}": each for grid in grids for each in grid.kept.get(job.work.run, ())}
+        before, known = _read_kept(job.kept_by), {grid.name for grid in grids}
+        others = {key: time for key, time in before.items() if key.partition("/")[0] not in known}
+        after = {**others, **{key: each.time for key, each in decisions.items()}}
+        if after == before:
+            return None
+        new = [each.told for key, each in decisions.items() if before.get(key) != each.time]
+        return NoteKept(job, json.dumps(after) if after else None, "; ".join(new) or None)
+
     # Telling
 
     def told(self, work: Work, claim: Claim) -> str:
@@ -430,7 +486,7 @@ class _Scene:
         if any(pod.is_deleting for pod in alive):
             return f"terminating: pod {alive[0].name} saves and ends"
         if not claim.active:
-            return "paused"
+            return "paused" if claim.grids else "cancelled"
         if job is None:
             return self.told_absent(work, claim)
         if job.is_finished:
@@ -482,30 +538,55 @@ class _Scene:
         return f"{when}: {why}{again}"
 
 
+NOBODYS = Claim((), (), None, None)
+"""Of work that is cancelled in every grid that would want it."""
+
+
 def _claims(seen: Observation) -> dict[Work, Claim]:
     """Who wants what, in the order of grids, stages and rows."""
     claims: dict[Work, Claim] = {}
-    shared: dict[tuple[str, ...], Claim] = {}
+    shared: dict[tuple[tuple[str, bool], ...], Claim] = {}
     halted = {name: _halted(seen, grid) for name, grid in seen.grids.items()}
 
-    def claim_of(grids: tuple[GridView, ...]) -> Claim:
-        names = tuple(grid.name for grid in grids)
-        if names not in shared:
-            active = tuple(grid for grid in grids if grid.intent == "active")
-            maker = next((grid for grid in active if halted[grid.name] is None), None)
-            shared[names] = Claim(grids, active, maker, halted[active[0].name] if active and maker is None else None)
-        return shared[names]
+    def claim_of(before: Claim | None, grid: GridView, is_active: bool) -> Claim:
+        grids = (grid,) if before is None else (*before.grids, grid)
+        active = () if before is None else before.active
+        active = (*active, grid) if is_active else active
+        key = tuple([(each.name, each in active) for each in grids])
+        if key not in shared:
+            maker = next((each for each in active if halted[each.name] is None), None)
+            shared[key] = Claim(grids, active, maker, halted[active[0].name] if active and maker is None else None)
+        return shared[key]
 
     for grid in seen.grids.values():
         if grid.intent == "cancelled":
             continue
-        if not claims:
-            claims = dict.fromkeys(grid.wants, claim_of((grid,)))
+        is_active = grid.intent == "active"
+        if not claims and not grid.held:
+            claims = dict.fromkeys(grid.wants, claim_of(None, grid, is_active))
             continue
         for work in grid.wants:
-            before = claims.get(work)
-            claims[work] = claim_of((grid,) if before is None else (*before.grids, grid))
+            held = grid.held.get(work.run)
+            if held != "cancelled":
+                claims[work] = claim_of(claims.get(work), grid, is_active and held is None)
     return claims
+
+
+def _cancelled(grid: GridView) -> Iterator[Work]:
+    """What of the grid is cancelled: all of it, or single runs."""
+    if grid.intent == "cancelled":
+        yield from grid.wants
+    elif "cancelled" in grid.held.values():
+        yield from (work for work in grid.wants if grid.held.get(work.run) == "cancelled")
+
+
+def _read_kept(annotation: str | None) -> dict[str, str]:
+    """The decisions that a Job's annotation tells of; none where it cannot be read: then they are told again."""
+    try:
+        found = json.loads(annotation or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _halted(seen: Observation, grid: GridView) -> str | None:

@@ -10,6 +10,7 @@ from math import fsum, isfinite
 from controller.grid import Grid
 from controller.search import Decision, Expansion, Experiment, RowSeen, testable
 from controller.stages import KeepBest, KeepThis, Stage, TestBest, TestThese
+from controller.standing import Held, held_text
 from trainer.failure import ExitCode, Failure
 from trainer.result import ResultNumbers
 from trainer.spec import lower_is_better
@@ -29,6 +30,7 @@ def due_decisions(
     results: Mapping[str, ResultNumbers],
     failures: Mapping[str, Failure],
     now: datetime,
+    held: Mapping[str, Held] | None = None,
 ) -> dict[str, Decision | Waiting]:
     """For each stage without a decision: the decision to record, or why there is none yet.
 
@@ -46,7 +48,7 @@ def due_decisions(
         if experiments is None:
             said[seen.name] = Waiting(seen.waiting or "for its rows to be known")
         else:
-            said[seen.name] = decide_stage(stage, experiments, results, failures, now, pinned=seen.kept)
+            said[seen.name] = decide_stage(stage, experiments, results, failures, now, pinned=seen.kept, held=held)
     return said
 
 
@@ -57,6 +59,7 @@ def decide_stage(
     failures: Mapping[str, Failure],
     now: datetime,
     pinned: tuple[str, ...] = (),
+    held: Mapping[str, Held] | None = None,
 ) -> Decision | Waiting:
     """What the stage keeps of `experiments`, or why that is not known yet; `pinned` names what the author keeps.
 
@@ -79,7 +82,10 @@ def decide_stage(
         return Waiting(f"{len(failed)} failed {word}: {told}{more}", stopped=stage.on_failed == "stop")
     if open_runs := sum(row.open for row in rows):
         total = sum(len(each.runs) for each in experiments)
-        return Waiting(f"for {open_runs} of {total} runs")
+        runs = {run.id for each in experiments for run in each.runs} if held else set()
+        over = results.keys() | {run for run, failure in failures.items() if failure.final}
+        some = [said for run, said in (held or {}).items() if run in runs and run not in over]
+        return Waiting(f"for {open_runs} of {total} runs" + (f", of which {held_text(some)}" if some else ""))
     ranked = [row.seen for row in rows if row.seen.value is not None]
     if not ranked:
         return Waiting("every row failed or diverged: there is nothing to keep", stopped=True)

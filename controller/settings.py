@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from controller.attempts import MAX_TRIES
 from controller.patch import OWN_ENV, own_variable, patch_problems
 from controller.rows import assign
 from trainer.document import (
@@ -28,6 +29,7 @@ from trainer.document import (
     dotted_keys,
     nearest,
     read_document,
+    read_file,
     spec_error,
     takes_any_key,
     validate,
@@ -38,6 +40,9 @@ from trainer.failure import SpecError
 from trainer.spec import Frozen
 
 MIB = 1 << 20
+PENDING_SECONDS = 600  # a wait for an image or a configuration, before it is a failure
+PROGRESS_SECONDS = 60  # at least, between two notes of a run's progress on its Job
+DEFAULT_STORE_PATIENCE = 1800  # seconds; the trainer's own, which then needs no saying
 _SCALES = {"m": Decimal("0.001"), "": Decimal(1), "k": Decimal(1000)}
 _SCALES |= {letter: Decimal(1000) ** power for power, letter in enumerate("MGTPE", start=2)}
 _SCALES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
@@ -242,7 +247,9 @@ class Progress(Frozen):
     """Annotations of a Job that show how far its run is."""
 
     annotations: bool = Field(default=True, description="false leaves them out, and spares a request per run and time")
-    every: Annotated[int, Field(ge=60)] = Field(default=60, description="seconds between two updates of a run")
+    every: Annotated[int, Field(ge=PROGRESS_SECONDS)] = Field(
+        default=PROGRESS_SECONDS, description="seconds between two updates of a run"
+    )
 
 
 class Settings(Frozen):
@@ -277,7 +284,8 @@ class Settings(Frozen):
     parallelism: PositiveInt = Field(default=8, description="runs of the grid that may be under way at once")
     store: StoreAccess = StoreAccess()
     store_patience: Seconds = Field(
-        default=1800, description="seconds that a run asks a store that does not answer before it ends with exit 69"
+        default=DEFAULT_STORE_PATIENCE,
+        description="seconds that a run asks a store that does not answer before it ends with exit 69",
     )
     resume: Literal["exact", "inexact"] = Field(
         default="exact",
@@ -285,7 +293,7 @@ class Settings(Frozen):
         "`exact: false`",
     )
     max_tries: PositiveInt = Field(
-        default=3, description="attempts without a newer checkpoint, after which a run has failed for good"
+        default=MAX_TRIES, description="attempts without a newer checkpoint, after which a run has failed for good"
     )
     max_failed: NonNegativeInt | None = Field(
         default=None, description="with more failed runs than this no other is started; null: what the grid says"
@@ -300,7 +308,7 @@ class Settings(Frozen):
         description="seconds that a Job may be active, all its attempts together, before its run has failed for good",
     )
     pending_deadline: Seconds = Field(
-        default=600,
+        default=PENDING_SECONDS,
         description="seconds that a pod may wait for its image or its configuration before its run has failed for "
         "good; waiting for a node or a quota has no end",
     )
@@ -339,17 +347,14 @@ def read_settings(name_or_path: str | Path, assignments: Sequence[str] = ()) -> 
     if not isinstance(name_or_path, Path) and name in shipped_settings():
         text = (files("controller") / "environments" / f"{name}.yaml").read_text(encoding="utf-8")
         return parse_settings(text, f"environments/{name}.yaml", assignments)
-    if not Path(name_or_path).is_file():
+    found = read_file(Path(name_or_path), name)
+    if found is None:
         near = nearest(name, shipped_settings())
         raise SpecError(
             f"settings: got {name!r}, expected a file, or one of {', '.join(shipped_settings())}",
             hint=f"did you mean {near!r}?" if near else None,
         )
-    try:
-        text = Path(name_or_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{name}: not readable as UTF-8 text: {error}") from error
-    return parse_settings(text, name, assignments)
+    return parse_settings(found, name, assignments)
 
 
 def parse_settings(text: str, source: str, assignments: Sequence[str] = ()) -> Settings:

@@ -12,18 +12,29 @@ from trainer.spec import ExperimentSpec, Frozen, ValidationMetric
 
 BASE = "base"
 SAFE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"  # fit for a key of the store and a Kubernetes label
+MAX_SEEDS = 10_000
+LARGEST_SEED = (1 << 53) - 1  # whole numbers above are not exact in every reader of JSON
 SPEC_KEYS = dotted_keys(ExperimentSpec)
 
 Values = dict[str, Any]
 
 
-def _seeds_kind(value: Any) -> str:
-    return "list" if isinstance(value, list | tuple) else "count"
+def _seeds_kind(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return "list" if value else None
+    is_count = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
+    return "count" if is_count else None
 
 
+Seed = Annotated[NonNegativeInt, Field(le=LARGEST_SEED)]
 Seeds = Annotated[
-    Annotated[PositiveInt, Tag("count")] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Tag("list")],
-    Discriminator(_seeds_kind),
+    Annotated[PositiveInt, Field(le=MAX_SEEDS), Tag("count")]
+    | Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_SEEDS), Tag("list")],
+    Discriminator(
+        _seeds_kind,
+        custom_error_type="number_or_list",
+        custom_error_message="how many seeds, from 1 on, or a list of seeds such as [0, 1, 2]",
+    ),
 ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,9 @@ from trainer.failure import Failure, SpecError
 from trainer.result import ResultNumbers, TestResult
 
 State = Literal["done", "running", "failed", "waiting"]
+Held = Literal["paused", "cancelled"]
 STATES: tuple[State, ...] = ("done", "running", "waiting", "failed")
+HELD: tuple[Held, ...] = ("paused", "cancelled")
 
 
 class Work(NamedTuple):
@@ -33,6 +36,7 @@ class Known:
     results: Mapping[str, ResultNumbers] = field(default_factory=dict)
     tests: Mapping[str, TestResult] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    held: Mapping[str, Held] = field(default_factory=dict)  # runs that are not to be trained, as someone has said
 
     def is_done(self, work: Work) -> bool:
         """Whether its numbers are there."""
@@ -47,7 +51,8 @@ def run_state(work: Work, known: Known, active: Mapping[str, str]) -> tuple[Stat
     """How the work stands, and why it is not done.
 
     `active` tells of unfinished runs (`running on host:pid, epoch 3`, `queued`): what begins with `running` runs.
-    Numbers outweigh all else. What runs outweighs a final failure: someone trains it again by hand.
+    Numbers outweigh all else. What runs outweighs a final failure: someone trains it again by hand. Of other unfinished
+    work, that its run is paused or cancelled says all.
     """
     told = active.get(work.run)
     failure = known.failures.get(work.run)
@@ -57,6 +62,8 @@ def run_state(work: Work, known: Known, active: Mapping[str, str]) -> tuple[Stat
         return "running", told
     if failure is not None and failure.final:
         return "failed", f"{failure.reason}: {failure.message}"
+    if (held := known.held.get(work.run)) is not None:
+        return "waiting", held
     if told is not None:
         return "waiting", told
     if failure is not None:
@@ -135,9 +142,27 @@ def _row_names(grid: Grid, stage: StageExpansion) -> Iterator[str]:
 
 
 def startable(work: Sequence[Work], known: Known) -> list[Work]:
-    """What of `work` has neither its numbers nor a final failure; a test only once its run has a result."""
+    """What of `work` has neither its numbers nor a final failure, nor is held; a test only of a run with a result."""
     return [
         each
         for each in work
-        if not known.is_done(each) and not known.is_failed(each) and (not each.is_test or each.run in known.results)
+        if not known.is_done(each)
+        and not known.is_failed(each)
+        and each.run not in known.held
+        and (not each.is_test or each.run in known.results)
     ]
+
+
+def held_text(held: Collection[Held]) -> str:
+    """How many of `held` are paused and how many cancelled: `2 paused, 1 cancelled`; nothing where there are none."""
+    counts = Counter(held)
+    return ", ".join(f"{counts[each]:,} {each}" for each in HELD if counts[each])
+
+
+def told_held(work: Iterable[Work], known: Known) -> str | None:
+    """Which unfinished runs of `work` nobody starts, and how they are let go on; none where there are none."""
+    held = {each.run: known.held[each.run] for each in work if each.run in known.held and not known.is_done(each)}
+    if not held:
+        return None
+    runs = listed(list(held), 3)
+    return f"not started: {held_text(held.values())}: {runs}; `grid resume RUN` lets one go on"

@@ -16,7 +16,9 @@ from typing import Any
 from controller.jobs import (
     FAILURE_ANNOTATION,
     GRID_LABEL_PREFIX,
+    KEPT_ANNOTATION,
     PROGRESS_ANNOTATIONS,
+    RESUMED_ANNOTATION,
     TRANSITION_ANNOTATION,
     TRIES_ANNOTATION,
     JobView,
@@ -83,6 +85,8 @@ class Job:
             progress=shown,
             ttl_seconds=self.ttl,
             failure=self.annotations.get(FAILURE_ANNOTATION),
+            resumed_pod=self.annotations.get(RESUMED_ANNOTATION),
+            kept_by=self.annotations.get(KEPT_ANNOTATION),
         )
 
 
@@ -104,6 +108,7 @@ class Pod:
     message: str | None = None
     finished: datetime | None = None
     counted: bool = False  # by the Job controller, whose finalizer keeps it until then
+    resumed_from: int = 0  # the checkpoint that its trainer went on from; 0 without one
 
     @property
     def has_ended(self) -> bool:
@@ -347,6 +352,7 @@ class World:
         pod.unschedulable = "0/1 nodes are available" if run in self.unschedulable else None
         if pod.waiting is None and pod.unschedulable is None and not pod.deleting:
             pod.phase = "Running"
+            pod.resumed_from = self.checkpoints.get(run, 0)
         self._touch(pod)
 
     def checkpoint(self, name: str) -> None:

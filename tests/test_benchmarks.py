@@ -19,6 +19,7 @@ from benchmarks.figures import (
     in_turn,
     merged,
     read_figures,
+    table_text,
     write_document,
     write_figures,
 )
@@ -64,10 +65,19 @@ def test_a_row_shows_the_median_and_what_falls_short() -> None:
     assert cells[4:] == ("2.000", "1.000 … 3.000", "≤ 0.9", "0.97", "no")
 
 
+def test_an_absolute_figure_shows_its_unit_and_no_other_side() -> None:
+    memory = row(ratios=(240.4, 251.6, 245.0), unit="MB", ours="245 MB", target=Target(400, 250, more_is_better=False))
+    assert memory.cells()[2:] == ("245 MB", "", "", "240 … 252 MB", "≤ 400 MB", "250 MB", "aim")
+    assert table_text([memory]).splitlines()[2:] == [
+        "  245 MB (240 … 252 MB over 3 rounds), wanted ≤ 400 MB, aim 250 MB: aim met"
+    ]
+
+
 def test_figures_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     figures = [
         Figure("m", "2026-01-02", row(target=Target(1, 2, more_is_better=True))),
         Figure("m", "2026-01-02", row("b", ratios=(), skipped="no GPU here")),
+        Figure("m", "2026-01-02", row("c", unit="MB")),
     ]
     write_figures(tmp_path / "figures.json", figures)
     assert read_figures(tmp_path / "figures.json") == figures
@@ -117,14 +127,18 @@ def test_without_the_real_images_their_rows_say_so() -> None:
 
 
 @pytest.mark.slow
-def test_without_an_api_server_its_rows_say_so(tmp_path: Path) -> None:
+def test_without_servers_and_a_cluster_their_rows_say_so(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "KIND_CACHE": str(tmp_path),
         "GRID_KUBERNETES_BIN": str(tmp_path),
         "PATH": str(tmp_path),
     }
-    command = [sys.executable, "-m", "benchmarks", "--quick", "jobs"]
+    names = ("jobs", "controller", "table-s3", "requests", "submit")
+    command = [sys.executable, "-m", "benchmarks", "--quick", *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("not measured: no etcd and no kube-apiserver: `make kind-up` builds them") == 3
+    assert done.stdout.count("not measured: no etcd and no kube-apiserver: `make kind-up` builds them") == 7
+    assert done.stdout.count("not measured: no etcd and no kube-apiserver and no kube-controller-manager") == 1
+    assert done.stdout.count("not measured: no minio: `make kind-up` builds it") == 2
+    assert done.stdout.count("not measured: no cluster of `make kind-up` is here") == 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple, get_args
 
 import click
@@ -18,6 +19,7 @@ import pytest
 from controller.cli import main
 from controller.grid import parse_grid
 from controller.live import Word
+from controller.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,8 +41,8 @@ class Block(NamedTuple):
 def blocks() -> Iterator[Block]:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            yield Block(path.name, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        for found in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):  # in lists too
+            yield Block(path.name, text.count("\n", 0, found.start()) + 1, found[2], dedent(found[3]))
 
 
 def shown(language: str) -> list[Block]:
@@ -72,8 +74,11 @@ COMMANDS = commands()
 
 
 @pytest.mark.parametrize("block", shown("yaml"), ids=lambda block: block.id)
-def test_every_grid_that_is_shown_is_valid(block: Block) -> None:
-    assert parse_grid(block.text, block.id).stages
+def test_every_grid_and_every_settings_file_that_is_shown_is_valid(block: Block) -> None:
+    if block.text.startswith("image:"):
+        assert parse_settings(block.text, block.id).image
+    else:
+        assert parse_grid(block.text, block.id).stages
 
 
 @pytest.mark.parametrize("block", shown("python"), ids=lambda block: block.id)
@@ -103,8 +108,16 @@ def test_every_target_that_is_shown_is_in_the_makefile(words: list[str]) -> None
         assert re.search(pattern, makefile, re.MULTILINE), word
 
 
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "kubectl"], ids=" ".join)
+def test_every_object_that_kubectl_is_shown_with_is_there(words: list[str]) -> None:
+    assert all((ROOT / word).exists() for word in words if word.startswith("k8s/"))
+    named = [word.partition("/")[2] for word in words if word.startswith(("deployment/", "role/", "clusterrole/"))]
+    manifests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "k8s").rglob("*.yaml"))
+    assert [name for name in named if f"name: {name}\n" not in manifests] == []
+
+
 def test_no_other_program_is_shown_than_can_be_checked() -> None:
-    assert {words[0] for words in COMMANDS} <= {"grid", "make", "export", "eval"}
+    assert {words[0] for words in COMMANDS} <= {"grid", "make", "export", "eval", "kubectl"}
 
 
 def test_a_recipe_has_at_most_ten_lines() -> None:

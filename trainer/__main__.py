@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -17,6 +18,7 @@ if __name__ == "__main__":
     STOP = StopSignal()
     STOP.listen()
 
+from trainer.document import absence, read_file, show_value
 from trainer.failure import (
     DeviceError,
     ExitCode,
@@ -182,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--store-patience",
-        type=float,
+        type=_seconds,
         default=STORE_PATIENCE_SECONDS,
         metavar="SECONDS",
         help="how long to wait for a store that does not answer (default: %(default).0f)",
@@ -190,18 +192,25 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds, 0 or more")
+
+
 def load_spec(given: str, store: Store) -> tuple[str, RunSpec]:
     """The run's id and spec, from a file or from the store. Raises SpecError when there is neither."""
-    path = Path(given)
-    if path.is_file():
-        spec = read_spec(path.read_text(encoding="utf-8"), given)
+    found = read_file(Path(given), given)
+    if found is not None:
+        spec = read_spec(found, given)
     else:
         key = f"runs/{given}/spec.yaml"
         try:
             text = store.get(key).decode()
         except (NotFound, ValueError) as error:
             raise SpecError(
-                f"SPEC: got {given!r}: no such file, and {store.uri} has no {key}",
+                f"SPEC: got {show_value(given)}: {absence(Path(given))}, and {store.uri} has no {key[:120]}",
                 hint="give a spec.yaml, or the id of a run that `grid run` or `grid submit` put into the store",
             ) from error
         spec = read_spec(text, key)

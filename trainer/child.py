@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from trainer.__main__ import Emit, main
+from trainer.machine import forget_peak_memory
 from trainer.stop import StopSignal
 
 PRELOAD = "trainer.run"
@@ -30,12 +31,14 @@ BLOCKED_AT_START = frozenset({signal.SIGINT, signal.SIGTERM})
 def run_attempt(argv: Sequence[str], environment: Mapping[str, str], log_path: str, events: Connection) -> NoReturn:
     """Run one attempt as `python -m trainer ARGV` would, and exit with its code.
 
-    1. A stop is heard from the first moment on; a terminal's SIGINT is left to the parent.
+    1. A stop is heard from the first moment on; a terminal's SIGINT is left to the parent. The server's peak of memory
+       is none of the run's.
     2. Output goes to `log_path`, below Python too, so that a crash leaves its trace.
     3. Progress goes to `events`; when the parent dies, the run saves and stops.
     """
     stop = StopSignal()
     stop.listen(ignore_interrupt=True)
+    forget_peak_memory()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
     _redirect_output(log_path)
     os.environ.update(environment)  # before the first operation: torch's threads and CUDA start with it

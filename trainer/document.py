@@ -7,6 +7,8 @@ text, and so are dates, `1:30`, `010`, `0x1F` and `1_000`. Lists come as tuples,
 from __future__ import annotations
 
 import difflib
+import errno
+import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,12 +96,50 @@ class _NodeLoader(_SafeLoader):
         return f"{_STANDARD}{'map' if kind is yaml.MappingNode else 'seq'}"
 
 
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def read_file(path: pathlib.Path, source: str) -> str | None:
+    """The text of the file, or of what else can be read there once; none where there is nothing, or a folder.
+
+    Raises SpecError, which names `source`, on what may not be read and on what is no UTF-8 text.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SpecError(
+            f"{source}:{line}: not readable as UTF-8 text: got byte 0x{error.object[error.start]:02x} there",
+            hint="save it as UTF-8, which every editor can",
+        ) from error
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise SpecError(
+            f"{source}: got {error.strerror}, expected a file that can be read", hint="name one that you may read"
+        ) from error
+    except ValueError:  # a null in the name
+        return None
+
+
+def absence(path: pathlib.Path) -> str:
+    """Why there is no file: `no such file`, or `a folder, expected a file`."""
+    try:
+        path.read_bytes()
+    except IsADirectoryError:
+        return "a folder, expected a file"
+    except (OSError, ValueError):
+        pass
+    return "no such file"
+
+
 def read_document(text: str, source: str) -> Document:
     """The value that YAML `text` holds, with the lines it came from; `source` names it in errors.
 
     Raises SpecError, with the line, on bad syntax, a key that stands twice, an unknown tag, or aliases out of bounds.
     """
     try:
+        _refuse_depth(text, source)
         loader = _NodeLoader(text)
         try:
             node = loader.get_single_node()
@@ -108,11 +148,38 @@ def read_document(text: str, source: str) -> Document:
     except yaml.YAMLError as error:
         raise _syntax_error(error, text, source) from error
     except RecursionError:
-        raise SpecError(f"{source}: got values nested without end, expected at most {MAX_DEPTH} levels") from None
+        raise _too_deep(source) from None
     reader = _Reader(source)
     value = reader.read(node, ()) if node is not None else None
     reader.places[()] = Place(source, 1 if node is None else node.start_mark.line + 1)
     return Document(source, value, reader.places)
+
+
+_SUSPECT = 10 * MAX_DEPTH
+_BRACKET = re.compile(r"[\[\]{}]")
+_INDENT = re.compile(rf"^[ ?-]{{{_SUSPECT},}}", re.MULTILINE)
+
+
+def _refuse_depth(text: str, source: str) -> None:
+    """Raise SpecError where values nest so deep that libyaml, which recurses in C, would end the process.
+
+    Only a text that looks like that is gone through: few have so many brackets open, or so long an indent.
+    """
+    deepest = depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += 1 if found[0] in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest < _SUSPECT and _INDENT.search(text) is None:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_NodeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _SUSPECT:
+            raise _too_deep(source)
+
+
+def _too_deep(source: str) -> SpecError:
+    return SpecError(f"{source}: got values nested without end, expected at most {MAX_DEPTH} levels")
 
 
 class _Reader:
@@ -418,7 +485,7 @@ def _spelling_hint(kind: str, got: Any, may_be_null: bool) -> str | None:
         return f"write {'true' if got.lower() in {'yes', 'on', 'y'} else 'false'}"
     if kind == "string_type" and isinstance(got, bool | int | float):
         return f"put it in quotes: '{show_value(got)}'"
-    if kind in {"int_type", "float_type"} and isinstance(got, str):
+    if kind in {"int_type", "float_type", "number_or_list"} and isinstance(got, str):
         if got.lower() in {"none", "nil", "off", "no"}:
             return "write null" if may_be_null else None
         try:

@@ -60,7 +60,10 @@ class HostLock:
             # as the umask has it: users who share the store share its locks
             file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), "a")
         except OSError as error:
-            raise StoreError(f"locking {self.path}: {error.strerror}", hint="it must be writable for you") from error
+            raise StoreError(
+                f"{self.path}: locking failed: got {error.strerror}, expected a file that this process can write",
+                hint="let this user write there, or choose another store",
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -77,6 +80,27 @@ def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) 
     except OSError:
         return []
     return [] if limit == "max" else [int(limit) - int(usage) + reclaimable]
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """Most memory this process has held, resident, since it began or since `forget_peak_memory`, bytes.
+
+    Linux counts it with the process's own memory. What getrusage says is never below the peak of the process that
+    this one was started from (https://man7.org/linux/man-pages/man2/getrusage.2.html), and serves where no /proc is.
+    """
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def forget_peak_memory(switch: Path = Path("/proc/self/clear_refs")) -> None:
+    """From now on `peak_memory` starts from what is held now, where the kernel lets a process ask for that.
+
+    For a forked process, which begins with its parent's peak: https://man7.org/linux/man-pages/man5/proc.5.html
+    """
+    with suppress(OSError):
+        switch.write_text("5")
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:

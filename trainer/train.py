@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from trainer.augment import derived_seed, epoch_order
 from trainer.checkpoint import Progress, Snapshot, snapshot
 from trainer.data import Loader
 from trainer.failure import Diverged
+from trainer.machine import peak_memory
 from trainer.model import Network
 from trainer.optim import learning_rate, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from trainer.recorder import Recorder
@@ -102,18 +102,16 @@ class TrainState:
         self.progress = self.progress.model_copy(
             update={
                 "wall_seconds": self.progress.wall_seconds + now - self.started,
-                "peak_memory_bytes": max(self.progress.peak_memory_bytes, peak_memory(self.train.device)),
+                "peak_memory_bytes": max(self.progress.peak_memory_bytes, peak_memory_on(self.train.device)),
                 **changes,
             }
         )
         self.started = now
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory_on(device: torch.device) -> int:
     """Most memory this process has held so far, bytes: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def run_epoch(

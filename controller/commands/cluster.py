@@ -5,38 +5,39 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from controller import interrupts
+from controller.commands.asked import Asked, asked_options
 from controller.commands.reach import (
     cluster_options,
     open_namespace,
     settings_of,
     settings_options,
+    submission_of,
     submitted_settings,
+    touch,
 )
 from controller.commands.runs import (
     count_states,
     counted,
     counts_of,
-    leave_tables,
-    standing_of,
-    status_json,
-    table_of,
-    tell_end,
+    tell_outcome,
 )
+from controller.commands.single import is_run, want_run
 from controller.commands.surface import (
     READING_SECONDS,
     WORKING_SECONDS,
     choice_of,
     choice_options,
     fitting_expansion,
-    grid_argument,
     grid_facts,
     grid_options,
+    grid_or_run_argument,
     json_option,
     named_grid,
     note,
@@ -49,20 +50,22 @@ from controller.commands.surface import (
 from controller.wording import count_text, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from controller.cluster import Cluster
     from controller.grid import Grid
-    from controller.jobs import PodView
+    from controller.jobs import JobView, PodView
+    from controller.lead import Lead
     from controller.live import View
     from controller.manifest import JobTemplate
-    from controller.passes import Lead, Passes, Report
+    from controller.passes import Passes, Report
     from controller.search import Expansion, Facts
     from controller.settings import Settings
     from controller.standing import Choice, Work
     from trainer.failure import Failure
     from trainer.store import Store
 
+GONE_SECONDS = 30.0  # that `grid cancel` waits for Jobs to be gone
 LOG_AGAIN_SECONDS = 1.0  # between two looks for a pod that has not started yet
 
 
@@ -83,21 +86,54 @@ def _acting(
     patience_seconds: float = WORKING_SECONDS,
 ) -> Iterator[tuple[Passes, Lead]]:
     """What acts on the grid, once the cluster has answered, and who does; whoever it is, unless it `leads`."""
+    from controller.lead import Lead
     from controller.mirror import Mirror
-    from controller.passes import ActedGrid, Lead, Passes
+    from controller.passes import ActedGrid, Passes
 
     with (
         open_namespace(settings.namespace, context, patience_seconds=patience_seconds) as cluster,
         Mirror(cluster, queues=settings.queue is not None) as mirror,
     ):
         acted = ActedGrid(grid, store, facts, settings=settings)
-        lead = Lead(cluster, grid.name, view)
+        lead = Lead(cluster, grid.name, submission_of(grid, store, settings).stores, view)
         passes = Passes(cluster, mirror, store, [acted], view, only=choice, acts=lead if leads else lambda: True)
         if not leads:
             yield passes, lead
             return
         with lead:
             yield passes, lead
+
+
+def _hand_over(grid: Grid, settings: Settings, passes: Passes, lead: Lead, *, is_asking: bool = True) -> str | None:
+    """Who else acts on the grid, if anyone; a `grid serve` knows from now on that it may.
+
+    Raises ClusterError where one is there, may not be told of the grid, and is asked for something by that.
+    """
+    refused = touch(passes.cluster, submission_of(grid, passes.store, settings))
+    other = lead.other()
+    if refused is not None:
+        if lead.is_served and is_asking:
+            refused.hint = f"{other} acts in {settings.namespace}, on grids whose ConfigMap is there: {refused.hint}"
+            raise refused
+        passes.view.say("note", f"no `grid serve` will know of it: {refused.message}")
+    return other
+
+
+def _act_or_look_on(passes: Passes, name: str, lead: Lead, before: Mapping[Work, JobView]) -> Report:
+    """What came of the grid's Jobs by this process, or since `before` by the `grid serve` that acts on it."""
+    from controller.passes import Report, look_on, settle
+
+    if not lead.is_served:
+        report = settle(passes)
+        if report.left:
+            passes.view.say("note", f"{count_text(report.left, 'step')} left to who acts on {name} by now")
+        return report
+    look_on(passes, lambda: passes.is_under_way(name))
+    report, now = Report(), passes.jobs(name)
+    started = [work for work, job in now.items() if not job.is_suspended and not job.is_finished]
+    report.done["Create"] = len(now.keys() - before.keys())
+    report.done["Resume"] = sum(work not in before or before[work].is_suspended for work in started)
+    return report
 
 
 def _raise_refusal(report: Report) -> None:
@@ -139,7 +175,7 @@ def submit(
     from controller.archive import write_settings
     from controller.live import open_view
     from controller.observe import adoption_text, take_up
-    from controller.passes import job_template, settle
+    from controller.passes import job_template
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
@@ -152,8 +188,9 @@ def submit(
         write_settings(store, found.name, settings)
         for text in adoption_text(found, taken.adoption):
             view.say("note", text)
-        other = lead.other()
-        report = settle(passes)
+        before = passes.mirror.snapshot().jobs
+        other = _hand_over(found, settings, passes, lead)
+        report = _act_or_look_on(passes, found.name, lead, before)
     _raise_refusal(report)
     _tell_submitted(found, settings, report, choice, passes, other, as_json=as_json)
 
@@ -189,7 +226,9 @@ def _tell_submitted(
     shared = sum(len(job.grids) > 1 for work, job in passes.jobs(grid.name).items() if work in states)
     also = f", {count_text(shared, 'Job')} shared with other grids" if shared else ""
     tell(f"{grid.name}: {count_text(made, 'Job')} made, {started} started{also}; {counted(counts)}")
-    if other is not None:
+    if other is not None and passes.is_under_way(grid.name):
+        tell(f"{other} acts on it, stage after stage; `grid watch {grid.name}` shows how far it is", err=True)
+    elif other is not None:
         tell(f"{other} acts on it: within half a minute it makes and starts what this asks for", err=True)
     elif passes.is_over(grid.name):
         tell(f"`grid table {grid.name}` compares what is there", err=True)
@@ -202,20 +241,8 @@ def _tell_submitted(
 
 
 @click.command()
-@grid_argument
-@store_option
-@choice_options
-@cluster_options
-@json_option
-def watch(
-    grid: str,
-    stages: tuple[str, ...],
-    only: str | None,
-    settings_name: str | None,
-    assignments: tuple[str, ...],
-    context: str | None,
-    as_json: bool,
-) -> None:
+@asked_options
+def watch(asked: Asked) -> None:
     """Go on with a submitted GRID on its cluster, stage after stage, and show how far it is.
 
     Ctrl-C ends the watching, not the grid: what runs goes on, and another `grid watch` starts what waits.
@@ -224,33 +251,14 @@ def watch(
     Example:
       grid submit demo && grid watch demo
     """
-    from controller.live import open_view
-    from controller.passes import watch as go_on
     from trainer.failure import ExitCode
-    from trainer.store import STORE_PATIENCE_SECONDS
 
     store = the_store()
-    found = stored_or_named_grid(grid, store)
-    choice = choice_of(found, only, stages)
-    settings = _settings(found, store, settings_name, assignments)
-    facts = grid_facts(found, store)
+    found = stored_or_named_grid(asked.grid, store)
+    choice = choice_of(found, asked.only, asked.stages)
+    settings = _settings(found, store, asked.settings_name, asked.assignments)
     try:
-        with (
-            open_view() as view,
-            _acting(
-                found,
-                facts,
-                store,
-                settings,
-                context,
-                view,
-                choice=choice,
-                patience_seconds=STORE_PATIENCE_SECONDS,
-            ) as (passes, lead),
-        ):
-            if (other := lead.other()) is not None:
-                view.say("note", f"{other} acts on it; this only looks, and goes on where that one ends")
-            go_on(passes, found.name)
+        passes = _watched(found, store, settings, asked.context, choice)
     except interrupts.Interrupted:
         interrupts.settle(int(ExitCode.STOPPED))
         tell(
@@ -259,18 +267,33 @@ def watch(
             err=True,
         )
         raise SystemExit(int(ExitCode.STOPPED)) from None
-    standing = standing_of(found, store)
-    leave_tables(table_of(found, standing), store)
-    if as_json:
-        print_json(status_json(found, standing))
-    else:
-        tell_end(found.name, standing, passes.told_failed, stopped=False)
+    standing = tell_outcome(found, store, passes.told_failed, stopped=False, as_json=asked.as_json)
     intent = passes.grids[found.name].intent
     if intent != "active":
         note(f"{found.name} is {intent}: `grid resume {found.name}` goes on")
         raise SystemExit(int(ExitCode.STOPPED))
     if counts_of(standing, choice)["failed"]:
         raise SystemExit(int(ExitCode.TRAINING))
+
+
+def _watched(grid: Grid, store: Store, settings: Settings, context: str | None, choice: Choice) -> Passes:
+    """What went on with the grid, until it is done."""
+    from controller.live import open_view
+    from controller.passes import watch as go_on
+    from trainer.store import STORE_PATIENCE_SECONDS as PATIENCE
+
+    facts = grid_facts(grid, store)
+    with (
+        open_view() as view,
+        _acting(grid, facts, store, settings, context, view, choice=choice, patience_seconds=PATIENCE) as (
+            passes,
+            lead,
+        ),
+    ):
+        if (other := _hand_over(grid, settings, passes, lead, is_asking=False)) is not None:
+            view.say("note", f"{other} acts on it; this only looks, and goes on where that one ends")
+        go_on(passes, grid.name)
+    return passes
 
 
 def _settings(grid: Grid, store: Store, settings_name: str | None, assignments: tuple[str, ...]) -> Settings:
@@ -294,9 +317,20 @@ def _settings(grid: Grid, store: Store, settings_name: str | None, assignments: 
 Intent = Literal["active", "paused", "cancelled"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What came of a word about a whole grid."""
+
+    grid: Grid
+    intent: Intent
+    report: Report
+    passes: Passes
+    acts: str | None  # who else acts on the grid
+
+
 def _want(
     given: str, intent: Intent, settings_name: str | None, assignments: tuple[str, ...], context: str | None, did: str
-) -> tuple[Grid, Report, Passes]:
+) -> _Wanted:
     """Say in the store what is wanted of the grid, and make it so on the cluster."""
     from controller.archive import set_intent
     from controller.live import open_view
@@ -310,23 +344,52 @@ def _want(
     note(f"{found.name} is {did} in {store.uri}")
     starts = intent == "active"  # whoever leads: what ends runs may be done by anyone
     with open_view() as view, _acting(found, facts, store, settings, context, view, leads=starts) as (passes, lead):
-        if starts and (other := lead.other()) is not None:
-            view.say("note", f"{other} acts on it: within half a minute it goes on")
-        report = settle(passes)
+        if starts:
+            before = passes.mirror.snapshot().jobs
+            if (other := _hand_over(found, settings, passes, lead)) is not None:
+                view.say("note", f"{other} acts on it: within half a minute it goes on")
+            report = _act_or_look_on(passes, found.name, lead, before)
+        else:
+            other = lead.server()
+            refused = touch(passes.cluster, submission_of(found, store, settings), enter=intent == "paused")
+            if refused is not None and other is not None:  # it looks at the store within half a minute anyway
+                view.say("note", f"{other} acts on it, and could not be told: {refused.message}")
+            report = settle(passes)
+            if intent == "cancelled":
+                _forget(found, passes)
     _raise_refusal(report)
-    return found, report, passes
+    return _Wanted(found, intent, report, passes, other)
 
 
-def _tell_wanted(grid: Grid, report: Report, passes: Passes, intent: Intent, told: str, *, as_json: bool) -> None:
-    counts = count_states(state for state, _ in passes.states(grid.name).values())
+def _forget(grid: Grid, passes: Passes) -> None:
+    """Take the grid's ConfigMap away, once its Jobs are gone: as long as one is there, a `grid serve` cares for it."""
+    from controller.cluster import Forbidden
+    from controller.passes import look_on
+    from controller.registry import remove_grid
+
+    look_on(passes, lambda: not passes.labelled(grid.name), seconds=GONE_SECONDS)
+    if left := len(passes.labelled(grid.name)):
+        passes.view.say("note", f"{count_text(left, 'Job')} of it still end; its ConfigMap stays until another cancel")
+        return
+    try:
+        remove_grid(passes.cluster, grid.name)
+    except Forbidden as error:
+        passes.view.say("note", f"its ConfigMap, if there is one, stays: {error.message}")
+
+
+def _tell_wanted(wanted: _Wanted, told: str, *, as_json: bool) -> None:
+    name = wanted.grid.name
+    counts = count_states(state for state, _ in wanted.passes.states(name).values())
     if as_json:
-        print_json({"grid": grid.name, "intent": intent, "did": dict(report.done), "counts": counts})
+        held = dict(wanted.passes.grids[name].sight.known.held)
+        did = {"did": dict(wanted.report.done), "acts": wanted.acts}
+        print_json({"grid": name, "intent": wanted.intent, "held": held, **did, "counts": counts})
     else:
-        tell(f"{grid.name}: {told}; {counted(counts)}")
+        tell(f"{name}: {told}; {counted(counts)}")
 
 
 @click.command()
-@grid_argument
+@grid_or_run_argument
 @store_option
 @cluster_options
 @json_option
@@ -335,19 +398,24 @@ def pause(
 ) -> None:
     """Stop GRID's runs on its cluster: each saves a checkpoint and ends, and `grid resume` goes on from there.
 
-    Runs that another grid wants as well go on.
+    Runs that another grid wants as well go on. One RUN, by its id, is paused in every grid that wants it, and is not
+    started by anyone, `grid run` included, until it is resumed itself.
 
     \b
-    Example:
+    Examples:
       grid pause demo
+      grid pause resnet18-0123456789ab
     """
-    found, report, passes = _want(grid, "paused", settings_name, assignments, context, "paused")
-    stopped = report.done["Suspend"] + report.done["Delete"]
-    _tell_wanted(found, report, passes, "paused", f"{count_text(stopped, 'Job')} stopped", as_json=as_json)
+    if is_run(grid, store := the_store()):
+        want_run(grid, store, "paused", context, as_json=as_json)
+        return
+    wanted = _want(grid, "paused", settings_name, assignments, context, "paused")
+    stopped = wanted.report.done["Suspend"] + wanted.report.done["Delete"]
+    _tell_wanted(wanted, f"{count_text(stopped, 'Job')} stopped", as_json=as_json)
 
 
 @click.command()
-@grid_argument
+@grid_or_run_argument
 @store_option
 @cluster_options
 @json_option
@@ -356,17 +424,29 @@ def resume(
 ) -> None:
     """Go on with a paused or cancelled GRID on its cluster, from its runs' checkpoints.
 
+    Runs that were paused or cancelled by themselves stay so, and are told: one RUN, by its id, goes on in every grid
+    that wants it.
+
     \b
-    Example:
+    Examples:
       grid resume demo && grid watch demo
+      grid resume resnet18-0123456789ab
     """
-    found, report, passes = _want(grid, "active", settings_name, assignments, context, "to be trained again")
-    told = f"{count_text(report.done['Create'], 'Job')} made, {report.done['Resume']} started"
-    _tell_wanted(found, report, passes, "active", told, as_json=as_json)
+    if is_run(grid, store := the_store()):
+        want_run(grid, store, None, context, as_json=as_json)
+        return
+    from controller.standing import held_text
+
+    wanted = _want(grid, "active", settings_name, assignments, context, "to be trained again")
+    did = wanted.report.done
+    told = f"{count_text(did['Create'], 'Job')} made, {did['Resume']} started"
+    if held := wanted.passes.grids[wanted.grid.name].sight.known.held:
+        told += f"; by themselves {held_text(held.values())}, and left so"
+    _tell_wanted(wanted, told, as_json=as_json)
 
 
 @click.command()
-@grid_argument
+@grid_or_run_argument
 @store_option
 @cluster_options
 @json_option
@@ -375,34 +455,27 @@ def cancel(
 ) -> None:
     """Take GRID off its cluster: its Jobs are deleted, but for those that another grid wants.
 
-    Results and checkpoints stay. `grid resume`, or `grid submit`, goes on from them.
+    Results and checkpoints stay. `grid resume`, or `grid submit`, goes on from them. One RUN, by its id, is cancelled
+    in every grid that wants it: `grid resume RUN` alone takes that back.
 
     \b
-    Example:
+    Examples:
       grid cancel demo
+      grid cancel resnet18-0123456789ab
     """
-    found, report, passes = _want(grid, "cancelled", settings_name, assignments, context, "cancelled")
-    told = f"{count_text(report.done['Delete'], 'Job')} deleted"
-    if report.done["Relabel"]:
-        told += f", {report.done['Relabel']} left to other grids"
-    _tell_wanted(found, report, passes, "cancelled", told, as_json=as_json)
+    if is_run(grid, store := the_store()):
+        want_run(grid, store, "cancelled", context, as_json=as_json)
+        return
+    wanted = _want(grid, "cancelled", settings_name, assignments, context, "cancelled")
+    told = f"{count_text(wanted.report.done['Delete'], 'Job')} deleted"
+    if left := wanted.report.done["Relabel"]:
+        told += f", {left} left to other grids"
+    _tell_wanted(wanted, told, as_json=as_json)
 
 
 @click.command()
-@grid_argument
-@store_option
-@choice_options
-@cluster_options
-@json_option
-def retry(
-    grid: str,
-    stages: tuple[str, ...],
-    only: str | None,
-    settings_name: str | None,
-    assignments: tuple[str, ...],
-    context: str | None,
-    as_json: bool,
-) -> None:
+@asked_options
+def retry(asked: Asked) -> None:
     """Clear GRID's failures, so that its runs are tried again; on its cluster their Jobs are made anew.
 
     \b
@@ -414,16 +487,16 @@ def retry(
     from controller.local import retry as clear
 
     store = the_store()
-    found = stored_or_named_grid(grid, store)
-    choice = choice_of(found, only, stages)
-    report = None
+    found = stored_or_named_grid(asked.grid, store)
+    choice = choice_of(found, asked.only, asked.stages)
+    report = acts = None
     if stored_settings(store, found.name) is None:
         cleared = clear(found, store, choice)
     else:
-        settings = _settings(found, store, settings_name, assignments)
-        cleared, report = _retry_on_cluster(found, store, settings, context, choice)
-    if as_json:
-        did = {} if report is None else {"did": dict(report.done)}
+        settings = _settings(found, store, asked.settings_name, asked.assignments)
+        cleared, report, acts = _retry_on_cluster(found, store, settings, asked.context, choice)
+    if asked.as_json:
+        did = {} if report is None else {"did": dict(report.done), "acts": acts}
         failures = {run: one.model_dump(mode="json") for run, one in cleared.items()}
         print_json({"grid": found.name, "cleared": failures, **did})
         return
@@ -432,7 +505,7 @@ def retry(
     if not cleared:
         click.echo("nothing failed for good")
     elif report is None:
-        tell(f"`grid run {grid}` starts {count_text(len(cleared), 'run')} again", err=True)
+        tell(f"`grid run {asked.grid}` starts {count_text(len(cleared), 'run')} again", err=True)
     else:
         made, started = report.done["Create"], report.done["Resume"]
         tell(f"{count_text(made, 'Job')} made anew, {started} started; `grid watch {found.name}` goes on", err=True)
@@ -440,21 +513,27 @@ def retry(
 
 def _retry_on_cluster(
     grid: Grid, store: Store, settings: Settings, context: str | None, choice: Choice
-) -> tuple[dict[str, Failure], Report]:
+) -> tuple[dict[str, Failure], Report, str | None]:
     from controller.live import open_view
     from controller.local import retry as clear
-    from controller.passes import settle
+    from controller.passes import look_on, settle
 
     facts = grid_facts(grid, store)
     with open_view() as view, _acting(grid, facts, store, settings, context, view) as (passes, lead):
         if (other := lead.other()) is not None:
             view.say("note", f"{other} acts on it: within half a minute it starts them again")
-        settle(passes)  # Jobs that failed are marked as such: only then does a failure that is gone mean a retry
+        # Jobs that failed are marked as such: only then does a failure that is gone mean a retry
+        if other is None:
+            settle(passes)
+        else:
+            look_on(passes, lambda: passes.is_marked(grid.name))
         cleared = clear(grid, store, choice)
         passes.forget()
-        report = settle(passes)
+        before = passes.mirror.snapshot().jobs
+        _hand_over(grid, settings, passes, lead)
+        report = _act_or_look_on(passes, grid.name, lead, before)
     _raise_refusal(report)
-    return cleared, report
+    return cleared, report, other
 
 
 # Logs
@@ -616,7 +695,7 @@ def render(
     expansion = fitting_expansion(found, store, facts)
     choice = choice_of(found, only, stages, expansion)
     template = job_template(found, expansion, facts, store, settings, choice)
-    work = _work(expansion, choice, store, with_finished=with_finished)
+    work = _work(expansion, choice, store, grid=found.name, with_finished=with_finished)
     jobs = _jobs(found, expansion, work, template)
     text = to_yaml(jobs)
     if as_json:
@@ -631,7 +710,8 @@ def render(
     _tell(found, expansion, choice, len(jobs), output)
 
 
-def _work(expansion: Expansion, choice: Choice, store: Store, *, with_finished: bool) -> Sequence[Work]:
+def _work(expansion: Expansion, choice: Choice, store: Store, *, grid: str, with_finished: bool) -> Sequence[Work]:
+    from controller.archive import read_held
     from controller.knowledge import read_failures, read_numbers, read_tests
     from controller.standing import Known, chosen_work, startable
 
@@ -641,7 +721,10 @@ def _work(expansion: Expansion, choice: Choice, store: Store, *, with_finished: 
     runs = list(dict.fromkeys(each.run for each in work))
     tests = [each.run for each in work if each.is_test]
     known = Known(
-        results=read_numbers(store, runs), tests=read_tests(store, tests), failures=read_failures(store, runs)
+        results=read_numbers(store, runs),
+        tests=read_tests(store, tests),
+        failures=read_failures(store, runs),
+        held=read_held(store, grid),
     )
     return startable(work, known)
 
@@ -660,7 +743,8 @@ def _jobs(grid: Grid, expansion: Expansion, work: Sequence[Work], template: JobT
 
 def _tell(grid: Grid, expansion: Expansion, choice: Choice, num_jobs: int, output: Path | None) -> None:
     where = f" in {output}" if output is not None else ""
-    note(f"{plain(grid.name)}: {count_text(num_jobs, 'Job')}{where}; runs with a result or a final failure need none")
+    need_none = "runs with a result or a final failure need none, nor do paused or cancelled ones"
+    note(f"{plain(grid.name)}: {count_text(num_jobs, 'Job')}{where}; {need_none}")
     for stage in expansion.stages:
         if stage.waiting and choice.takes_stage(stage.name):
             note(f"stage {stage.name} waits {stage.waiting}: its runs are not known yet")

@@ -15,9 +15,10 @@ from controller.commands.surface import READING_SECONDS, WORKING_SECONDS, Waits,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from controller.cluster import ApiRetry, Cluster
+    from controller.cluster import ApiRetry, Cluster, ClusterError
     from controller.grid import Grid
     from controller.local import Status
+    from controller.registry import Submission
     from controller.settings import Settings
     from trainer.store import Store
 
@@ -83,6 +84,31 @@ def submitted_settings(
     return settings_of(grid, store, settings_name, assignments) or read_settings(DEFAULT_SETTINGS, assignments)
 
 
+def submission_of(grid: Grid, store: Store, settings: Settings) -> Submission:
+    """The grid as its ConfigMap has it."""
+    from controller.registry import Submission
+
+    return Submission(grid.name, grid.digest, store.uri, settings.store.uri or store.uri)
+
+
+def touch(cluster: Cluster, submission: Submission, *, enter: bool = True) -> ClusterError | None:
+    """Let a `grid serve` know that the store has something new of the grid; what refused that, if anything did.
+
+    With `enter` it takes the grid up from now on, if it has not yet. Raises what no request would get past.
+    """
+    from controller.cluster import Forbidden, QuotaExceeded
+    from controller.registry import enter_grid, touch_grid
+
+    try:
+        if enter:
+            enter_grid(cluster, submission)
+        else:
+            touch_grid(cluster, submission)
+    except (Forbidden, QuotaExceeded) as error:
+        return error
+    return None
+
+
 @contextmanager
 def open_namespace(
     namespace: str, context: str | None, *, patience_seconds: float = WORKING_SECONDS
@@ -141,11 +167,11 @@ def told_by_cluster(
 
     said = read_intent(store, grid.name)
     intent = "active" if said is None else said.intent
-    view = grid_view(grid, standing.expansion, intent, settings)
+    view = grid_view(grid, standing.expansion, intent, settings, standing.known.held)
     with Mirror(cluster, queues=settings.queue is not None) as mirror:
         snapshot = mirror.snapshot()
     seen = observation(snapshot, {grid.name: view}, [standing.known])
-    texts = told(seen) if intent != "cancelled" else {work.run: "cancelled" for work in view.wants}
+    texts = told(seen)
     for run, text in standing.active.items():
         has_job = any(Work(run, is_test) in snapshot.jobs for is_test in (False, True))
         if text.startswith("running") and not has_job:  # on somebody's machine

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from controller import interrupts
-from controller.commands.reach import cluster_options, seen_on_cluster, settings_of
+from controller.commands.asked import Asked, asked_options
+from controller.commands.reach import seen_on_cluster, settings_of
 from controller.commands.surface import (
     READING_SECONDS,
     WIDTH,
@@ -95,15 +96,21 @@ def run(
     outcome = run_grid(found, store, only=only, stages=stages, parallel=parallel, resume=resume, update=update)
     if outcome.stopped:
         interrupts.settle(int(outcome.exit_code))
-    standing = standing_of(found, store)
-    if not outcome.stopped:
-        leave_tables(table_of(found, standing), store)
-    if as_json:
-        print_json({"stopped": outcome.stopped, **status_json(found, standing)})
-    else:
-        tell_end(found.name, standing, outcome.told, stopped=outcome.stopped)
+    tell_outcome(found, store, outcome.told, stopped=outcome.stopped, as_json=as_json)
     if outcome.exit_code:
         raise SystemExit(int(outcome.exit_code))
+
+
+def tell_outcome(grid: Grid, store: Store, told: Container[str], *, stopped: bool, as_json: bool) -> Status:
+    """How the grid stands, told; its tables are left in the store, unless the command was `stopped` by Ctrl-C."""
+    standing = standing_of(grid, store)
+    if not stopped:
+        leave_tables(table_of(grid, standing), store)
+    if as_json:
+        print_json({"stopped": stopped, **status_json(grid, standing)})
+    else:
+        tell_end(grid.name, standing, told, stopped=stopped)
+    return standing
 
 
 def tell_end(grid: str, standing: Status, told: Container[str], *, stopped: bool) -> None:
@@ -161,20 +168,8 @@ def leave_tables(table: Table, store: Store) -> None:
 
 
 @click.command()
-@grid_argument
-@store_option
-@choice_options
-@cluster_options
-@json_option
-def status(
-    grid: str,
-    stages: tuple[str, ...],
-    only: str | None,
-    settings_name: str | None,
-    assignments: tuple[str, ...],
-    context: str | None,
-    as_json: bool,
-) -> None:
+@asked_options
+def status(asked: Asked) -> None:
     """Show how far GRID is: what is done, what runs, what waits and for what, what failed and why.
 
     Of a grid that was submitted to a cluster, Kubernetes says what its runs wait for.
@@ -185,15 +180,16 @@ def status(
       grid status demo --json | jq .counts
     """
     store = the_store(patience_seconds=READING_SECONDS)
-    found = stored_or_named_grid(grid, store)
-    choice_of(found, only, stages)  # an unknown stage is told before the store is read
+    found = stored_or_named_grid(asked.grid, store)
+    choice_of(found, asked.only, asked.stages)  # an unknown stage is told before the store is read
     standing = standing_of(found, store)
-    choice = choice_of(found, only, stages, standing.expansion)
-    settings = settings_of(found.name, store, settings_name, assignments)
+    choice = choice_of(found, asked.only, asked.stages, standing.expansion)
+    settings = settings_of(found.name, store, asked.settings_name, asked.assignments)
     if settings is not None:
-        standing = seen_on_cluster(found, store, standing, settings, context, is_asked=settings_name is not None)
+        is_asked = asked.settings_name is not None
+        standing = seen_on_cluster(found, store, standing, settings, asked.context, is_asked=is_asked)
     shown = status_json(found, standing, choice)
-    if as_json:
+    if asked.as_json:
         print_json(shown)
         return
     tell(f"{found.name}: {counted(shown['counts'])}")

@@ -70,9 +70,18 @@ seeds_option = click.option("--seeds", metavar="N", type=click.IntRange(1), help
 as_option = click.option(
     "--as", "new_name", metavar="NAME", help="Keep the grid under another name, beside the one it came from."
 )
+
+
+def _some_pattern(_ctx: click.Context, _option: click.Parameter, pattern: str | None) -> str | None:
+    if pattern == "":
+        raise click.BadParameter("got nothing, expected a pattern; '*' takes all")
+    return pattern
+
+
 only_option = click.option(
     "--only",
     metavar="PATTERN",
+    callback=_some_pattern,
     help="Only experiments whose name matches, such as '*lr=0.01*', or runs by their ids; * is any text.",
 )
 
@@ -91,8 +100,9 @@ def choice_options(function: F) -> F:
 
 def store_uri() -> str:
     """The URI of the store that the command line means."""
-    uri: str = click.get_current_context().meta.get(STORE_IN_META) or os.environ.get("GRID_STORE") or DEFAULT_STORE
-    return uri
+    given: str | None = click.get_current_context().meta.get(STORE_IN_META)
+    # an empty --store is a script's variable that was never set: nobody means the default by it
+    return given if given is not None else os.environ.get("GRID_STORE") or DEFAULT_STORE
 
 
 def the_store(*, patience_seconds: float = WORKING_SECONDS) -> Store:
@@ -191,6 +201,7 @@ def _quietly(names: Callable[[click.Context], list[str]], ctx: click.Context) ->
 
 
 grid_argument = click.argument("grid", metavar="GRID", shell_complete=complete_grid)
+grid_or_run_argument = click.argument("grid", metavar="GRID|RUN", shell_complete=complete_grid)
 stage_option = click.option(
     "--stage",
     "stages",
@@ -212,7 +223,7 @@ def named_grid(given: str, sets: tuple[str, ...] = (), seeds: int | None = None,
 
     shipped = [name for name, _ in shipped_grids()]
     found: Grid | None = None
-    if given in shipped or Path(given).is_file() or not re.match(SAFE_NAME, given) or Path(given).suffix in YAML:
+    if given in shipped or not re.match(SAFE_NAME, given) or Path(given).is_file() or Path(given).suffix in YAML:
         found = read_grid(given, sets, seeds)
     else:
         store = the_store(patience_seconds=READING_SECONDS)
@@ -229,13 +240,13 @@ YAML = (".yaml", ".yml")
 
 def _no_such_grid(given: str, shipped: list[str], store: Store) -> Exception:
     from controller.archive import stored_grids
-    from trainer.document import nearest
+    from trainer.document import nearest, show_value
     from trainer.failure import SpecError
 
     stored = [name for name in stored_grids(store) if name not in shipped]
     near = nearest(given, [*shipped, *stored])
     return SpecError(
-        f"grid: got {given!r}, expected one of {listed(shipped, 10)}, one of {store.uri} "
+        f"grid: got {show_value(given)}, expected one of {listed(shipped, 10)}, one of {store.uri} "
         f"({listed(stored, 10) or 'which has none yet'}), or a file",
         hint=f"did you mean {near!r}?" if near else "`grid list` shows them; a path to a file is a grid too",
     )

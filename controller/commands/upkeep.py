@@ -1,19 +1,24 @@
-"""`grid gc` and `doctor`: what the store need not keep, and what is wrong with it or this machine."""
+"""`grid gc` and `doctor`: what the store need not keep, and what is wrong with it, this machine or a cluster."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from controller.commands.reach import DEFAULT_SETTINGS, cluster_options, open_namespace, settings_of
 from controller.commands.surface import (
+    READING_SECONDS,
     complete_grid,
+    grid_facts,
     json_option,
     named_grid,
     note,
     print_json,
     store_option,
+    store_uri,
     tell,
     the_store,
     width_of_output,
@@ -21,10 +26,15 @@ from controller.commands.surface import (
 from controller.wording import bytes_text, count_text, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from controller.archive import Wants
     from controller.doctor import Check
-    from controller.gc import Removal, Unwanted, Wanted
+    from controller.gc import Removal, Unwanted
+    from controller.grid import Grid
+    from controller.manifest import JobTemplate
+    from controller.search import Needs
+    from controller.settings import Settings
     from trainer.store import Store
 
 SHOWN = 40
@@ -62,8 +72,8 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     from trainer.cache import cache_usage, remove_unused
 
     store = the_store()
-    wanted = _wanted(store, forget)
-    found = find_unwanted(read_contents(store, wanted), wanted, time.time(), data_sets=data_sets)
+    wants = _wants(store, forget)
+    found = find_unwanted(read_contents(store, wants), wants, time.time(), data_sets=data_sets)
     done = remove(store, found) if delete else Removal()
     num_swept = sweep_temporary(store) if delete else 0
     usage = cache_usage()
@@ -99,22 +109,16 @@ def _total(items: list[Unwanted]) -> str:
     return f"{count_text(len(items), 'thing')}, {bytes_text(sum(item.size for item in items))}"
 
 
-def _wanted(store: Store, forget: tuple[str, ...]) -> Wanted:
+def _wants(store: Store, forget: tuple[str, ...]) -> Mapping[str, Wants]:
     """What the grids of the store want, all but those to forget, whether or not these can still be read."""
     from controller.archive import stored_grids, wanted_of
-    from controller.gc import Wanted
     from trainer.failure import SpecError
 
     names = stored_grids(store)
     for name in forget:
         if name not in names:
             raise SpecError(f"--forget: got {name!r}, expected a grid in {store.uri}: {', '.join(names) or 'none'}")
-    wants = wanted_of(store, frozenset(names) - frozenset(forget))
-    return Wanted(
-        grids=frozenset(wants),
-        runs=frozenset(run for each in wants.values() for run in each.runs),
-        data_sets=frozenset(name for each in wants.values() for name in each.data_sets),
-    )
+    return wanted_of(store, frozenset(names) - frozenset(forget))
 
 
 def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool) -> dict[str, object]:
@@ -138,24 +142,55 @@ def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool)
     }
 
 
+class Asked(NamedTuple):
+    """What a command line says of the cluster that `doctor` is to look at."""
+
+    settings_name: str | None
+    assignments: tuple[str, ...]
+    context: str | None
+    probes: bool
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it says anything: then there must be a cluster."""
+        return bool(self.settings_name or self.assignments or self.context)
+
+
 @click.command()
 @click.argument("grid", metavar="[GRID]", required=False, shell_complete=complete_grid)
 @store_option
+@cluster_options
+@click.option(
+    "--probe/--no-probe",
+    "probes",
+    default=True,
+    help="Whether a pod, made as those of runs are, tries image, store and GPU. Default: it does, where a cluster is "
+    "looked at.",
+)
 @json_option
-def doctor(grid: str | None, as_json: bool) -> None:
+def doctor(
+    grid: str | None,
+    settings_name: str | None,
+    assignments: tuple[str, ...],
+    context: str | None,
+    probes: bool,
+    as_json: bool,
+) -> None:
     """Check this machine and the store, and with GRID what that grid needs; say what to do about each.
 
-    Exits 0 if nothing is wrong, 1 otherwise.
+    With --settings, --setting or --context, or where GRID was submitted, the cluster is checked too: rights, quotas,
+    queue, nodes, and in a pod of the runs' own making image, store and clock. Exits 0 if nothing is wrong, 1 otherwise.
 
     \b
     Examples:
       grid doctor
       grid doctor from_scratch --store s3://bucket/lab
+      grid doctor --settings lab.yaml --no-probe
     """
     from controller.doctor import as_json as plain_values
 
     checks = []
-    for check in _checks(grid):
+    for check in _checks(grid, Asked(settings_name, assignments, context, probes)):
         checks.append(check)
         if not as_json:
             _tell(check)
@@ -168,22 +203,43 @@ def doctor(grid: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _checks(given: str | None) -> Iterator[Check]:
+def _checks(given: str | None, asked: Asked) -> Iterator[Check]:
     from controller import doctor
     from controller.search import wanted
     from trainer.failure import GridError
 
-    needs = None
+    grid = needs = settings = None
     if given is not None:
         try:
-            needs = wanted(named_grid(given))
+            grid = named_grid(given)
+            needs = wanted(grid)
             yield doctor.Check("grid", "ok", f"{given} can be read")
             yield from doctor.check_architectures(needs)
         except GridError as error:
             yield doctor.Check("grid", "wrong", error.message, error.hint)
+    try:
+        settings = _cluster_settings(grid.name if grid else given, asked)
+    except GridError as error:
+        yield doctor.Check("settings", "wrong", error.message, error.hint)
     yield from doctor.check_machine()
-    yield from doctor.check_torch()
-    yield from doctor.guarded("cache", doctor.check_cache)
+    if not asked.is_asked and settings is None:  # else this machine is not where runs are trained
+        yield from doctor.check_torch()
+        yield from doctor.guarded("cache", doctor.check_cache)
+    yield from _store_checks(needs)
+    if settings is None:
+        return
+    try:
+        template = _template(grid, settings)
+    except GridError as error:
+        yield doctor.Check("settings", "wrong", error.message, error.hint)
+        return
+    yield from doctor.guarded("cluster", lambda: _cluster_checks(template, asked))
+
+
+def _store_checks(needs: Needs | None) -> Iterator[Check]:
+    from controller import doctor
+    from trainer.failure import GridError
+
     try:
         store = the_store(patience_seconds=10)
     except GridError as error:
@@ -196,6 +252,45 @@ def _checks(given: str | None) -> Iterator[Check]:
     data, weights = (needs.data, needs.weights) if needs else ((), ())
     yield from doctor.guarded("data sets", lambda: doctor.check_data_sets(store, data))
     yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights))
+
+
+def _cluster_settings(grid: str | None, asked: Asked) -> Settings | None:
+    """The settings of the cluster that is meant; none where no cluster is. Raises SpecError."""
+    from controller.settings import read_settings
+    from trainer.failure import StoreError
+
+    if asked.settings_name is not None or (grid is None and asked.is_asked):
+        return read_settings(asked.settings_name or DEFAULT_SETTINGS, asked.assignments)
+    if grid is None:
+        return None
+    try:
+        stored = settings_of(grid, the_store(patience_seconds=READING_SECONDS), None, asked.assignments)
+    except StoreError:  # which is told where the store is looked at
+        stored = None
+    return stored or (read_settings(DEFAULT_SETTINGS, asked.assignments) if asked.is_asked else None)
+
+
+def _cluster_checks(template: JobTemplate, asked: Asked) -> Iterator[Check]:
+    from controller.readiness import check_cluster
+
+    namespace = template.settings.namespace
+    with open_namespace(namespace, asked.context, patience_seconds=READING_SECONDS) as cluster:
+        yield from check_cluster(cluster, template, probes=asked.probes, tell=note)
+
+
+def _template(grid: Grid | None, settings: Settings) -> JobTemplate:
+    """What makes the Jobs; of a grid whose plan cannot be made now, with what any would ask for. Raises SpecError."""
+    from controller.manifest import JobTemplate
+    from controller.passes import job_template
+    from controller.search import expand
+    from trainer.failure import GridError
+
+    if grid is not None:
+        with suppress(GridError):  # what is wrong is told of the grid, or of the store
+            store = the_store(patience_seconds=READING_SECONDS)
+            facts = grid_facts(grid, store)
+            return job_template(grid, expand(grid, {}, facts), facts, store, settings)
+    return JobTemplate(settings, store_uri())
 
 
 def _tell(check: Check) -> None:

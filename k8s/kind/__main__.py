@@ -1,12 +1,14 @@
-"""`python -m k8s.kind up | down | status | build NAME…`: a real Kubernetes on this machine."""
+"""`python -m k8s.kind up | down | status | env | kueue | image | build | push`: a real Kubernetes on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 
 from k8s.kind import cluster
+from k8s.kind.addons import install_kueue
 from k8s.kind.binaries import PROGRAMS, program
 from k8s.kind.engine import get_engine
 from k8s.kind.images import build_project, push_program
@@ -32,6 +34,8 @@ def main() -> int:
         "--purge", action="store_true", help="the caches too"
     )
     verbs.add_parser("status", help="how to reach it, as JSON")
+    verbs.add_parser("env", help="the same as exports for a shell")
+    verbs.add_parser("kueue", help="install Kueue into the cluster")
     verbs.add_parser("image", help="build the image, in the engine")
     verbs.add_parser("build", help="build programs and print their paths").add_argument(
         "names", nargs="+", choices=sorted(PROGRAMS), metavar="NAME", help=", ".join(sorted(PROGRAMS))
@@ -47,6 +51,11 @@ def main() -> int:
             cluster.down(purge=given.purge)
         elif given.verb == "status":
             answer(json.dumps(cluster.describe(), indent=2))
+        elif given.verb == "env":
+            for name, value in cluster.environment().items():
+                answer(f"export {name}={shlex.quote(value)}")
+        elif given.verb == "kueue":
+            install_kueue()
         elif given.verb == "image":
             with alone():
                 answer(build_project(get_engine()))

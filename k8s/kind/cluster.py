@@ -45,6 +45,14 @@ NODE = f"{CLUSTER}-control-plane"
 S3_NODE_PORT = 30900  # as s3/kustomization.yaml has it
 MADE = STATE / f"{CLUSTER}.json"  # there from before the first node is made until after the last is gone
 READY = STATE / f"{CLUSTER}-ready.json"
+# By default the first sends 20 requests a second and the other 50, which a grid of a thousand runs would wait for. As
+# kubeadm had flags before v1beta4: where no version is named, kind writes them as the node image's kubeadm wants them.
+_RATE = {"kube-api-qps": "500", "kube-api-burst": "1000"}
+UNHURRIED = {
+    "kind": "ClusterConfiguration",
+    "controllerManager": {"extraArgs": _RATE},
+    "scheduler": {"extraArgs": _RATE},
+}
 NETWORK_PLUGIN = {
     "cniVersion": "0.4.0",
     "name": "node",
@@ -83,7 +91,7 @@ def up() -> dict[str, Any]:
         write_whole(READY, json.dumps(answer, indent=2))
         start_image(engine, image)
         start_controller(image)
-        say(f"ready in {time.monotonic() - started:.0f} s: export KUBECONFIG={KUBECONFIG}")
+        say(f'ready in {time.monotonic() - started:.0f} s: eval "$(make kind-env)"')
         return answer
 
 
@@ -111,6 +119,19 @@ def describe() -> dict[str, Any]:
     if "image" not in answer:
         raise Failed("no cluster of ours is ready here", hint="make kind-up")
     return answer
+
+
+def environment() -> dict[str, str]:
+    """What `kubectl` and `grid` read to reach the cluster and its store. Raises Failed."""
+    found = describe()
+    s3 = found["s3"]
+    return {
+        "KUBECONFIG": found["kubeconfig"],
+        "GRID_STORE": f"s3://{s3['bucket']}",
+        "AWS_ENDPOINT_URL": s3["endpoint"],
+        "AWS_ACCESS_KEY_ID": s3["access_key"],
+        "AWS_SECRET_ACCESS_KEY": s3["secret_key"],
+    }
 
 
 def describe_base(engine: Engine) -> dict[str, Any]:
@@ -203,7 +224,12 @@ def kind_settings(engine: Engine, image: str) -> dict[str, Any]:
         {"role": "control-plane", "extraPortMappings": ports},
         *({"role": "worker"} for _ in range(WORKERS)),
     ]
-    settings = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": roles}
+    settings = {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "nodes": roles,
+        "kubeadmConfigPatches": [json.dumps(UNHURRIED)],
+    }
     if can_pull(engine):
         return settings
     if engine.is_ours:  # the images that nodes have unpacked outlive them, which saves most of a second start
@@ -229,7 +255,7 @@ def kind_settings(engine: Engine, image: str) -> dict[str, Any]:
     }
     return settings | {
         "networking": {"disableDefaultCNI": True, "podSubnet": "10.244.0.0/16"},
-        "kubeadmConfigPatches": [json.dumps(kubelet), json.dumps(versions)],
+        "kubeadmConfigPatches": [json.dumps(each) for each in (UNHURRIED, kubelet, versions)],
     }
 
 

@@ -23,19 +23,21 @@ from pathlib import Path
 
 PROGRAMS = "GRID_KUBERNETES_BIN"
 NEEDED = ("etcd", "kube-apiserver")
+OTHERS = ("kube-controller-manager", "kube-scheduler", "kwok", "minio")
+RATE = ("--kube-api-qps=1000", "--kube-api-burst=2000")  # theirs by default is what a large grid would wait for
 ADMIN, NOBODY = "admin", "nobody"  # users; the second may do nothing until a RoleBinding says so
 START_SECONDS = 120
 
 
 def programs() -> dict[str, Path]:
-    """Where etcd, kube-apiserver and kube-controller-manager are, as far as they are anywhere.
+    """Where NEEDED and OTHERS are, as far as they are anywhere.
 
     In the folder that GRID_KUBERNETES_BIN names, on the PATH, or where `make kind-up` keeps what it has built.
     """
     from k8s.kind.settings import CACHE
 
     found = {}
-    for name in (*NEEDED, "kube-controller-manager"):
+    for name in (*NEEDED, *OTHERS):
         built = sorted(CACHE.glob(f"bin/*/{name}"), key=lambda path: path.stat().st_mtime)
         given = [Path(os.environ[PROGRAMS], name)] if PROGRAMS in os.environ else []
         installed = [Path(each)] if (each := shutil.which(name)) else []
@@ -45,9 +47,9 @@ def programs() -> dict[str, Path]:
     return found
 
 
-def missing() -> str:
-    """Why there can be no such server here; empty where there can."""
-    lacking = [name for name in NEEDED if name not in programs()]
+def missing(*others: str) -> str:
+    """Why there can be no such server here, or not with those beside it; empty where there can."""
+    lacking = [name for name in (*NEEDED, *others) if name not in programs()]
     if not lacking:
         return ""
     return f"no {' and no '.join(lacking)}: `make kind-up` builds them, or {PROGRAMS} names their folder"
@@ -128,6 +130,18 @@ class ApiServer:
             "--bind-address=127.0.0.1",
             "--secure-port=0",
             f"--service-account-private-key-file={self.folder / 'service-accounts.pem'}",
+            *RATE,
+        )
+
+    def start_scheduler(self) -> None:
+        """Start a kube-scheduler."""
+        self._run(
+            "kube-scheduler",
+            f"--kubeconfig={self.kubeconfig()}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            "--secure-port=0",
+            *RATE,
         )
 
     def compact(self) -> None:

@@ -36,9 +36,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pictures import import_pictures
 
+from cluster.apiserver import ApiServer, api_server, missing
+from cluster.grids import LONG, Bench, numbers
+from cluster.lab import Lab
 from cluster.real import S3, SECRET, Cluster
-from trainer.store import S3Store
+from controller.cluster import NAMESPACES, open_cluster
+from trainer.store import FileStore, S3Store
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -92,6 +97,72 @@ def s3_store(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     for name, value in cluster.s3.environment.items():
         monkeypatch.setenv(name, value)
     return S3Store(f"s3://{cluster.s3.bucket}/{cluster.namespace}/{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def bench(cluster: Cluster, s3_store: S3Store, tmp_path: Path) -> Iterator[Bench]:
+    """All of the above, with nothing of another test's left in the namespace."""
+    import_pictures(s3_store, tmp_path / "pictures", per_class=12)
+    settings = {
+        "image": cluster.image,
+        "namespace": cluster.namespace,
+        "service_account": "default",
+        "resources": {
+            "requests": {"cpu": "200m", "memory": "512Mi", "ephemeral_storage": "64Mi"},
+            "limits": {"memory": "2Gi", "ephemeral_storage": "2Gi"},
+        },
+        "threads": 1,
+        "shared_memory": "64Mi",
+        "cache": {"size": "256Mi"},
+        "parallelism": 2,
+        "grace_period": 30,
+        "pending_deadline": 600,
+        "store": {"endpoint": cluster.s3.endpoint_in_pods, "secret": SECRET},
+    }
+    bench = Bench(cluster, s3_store, tmp_path, settings)
+    yield bench
+    for process in bench.started:
+        process.kill()
+        process.wait()
+    cluster.kubectl("delete", "jobs", "--all", "--cascade=foreground", "--wait=true", "--timeout=120s")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The numbers of LONG's run, trained in one go on this machine."""
+    folder = tmp_path_factory.mktemp("straight")
+    store = FileStore(folder / "store")
+    import_pictures(store, folder / "pictures", per_class=12)
+    path = folder / "long.yaml"
+    path.write_text(LONG)
+    subprocess.run(
+        [sys.executable, "-m", "controller.cli", "--store", store.uri, "run", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    return numbers(store)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server alone, with the controllers that make pods of Jobs, count quotas and collect garbage."""
+    if reason := missing():
+        pytest.skip(reason)
+    with api_server(tmp_path_factory.mktemp("apiserver")) as server:
+        server.start_controllers("job-controller", "resourcequota-controller", "garbage-collector-controller")
+        yield server
+
+
+@pytest.fixture
+def lab(server: ApiServer, tmp_path: Path) -> Iterator[Lab]:
+    """A namespace of that server, and a store with pictures."""
+    namespace = f"test-{secrets.token_hex(4)}"
+    with open_cluster(namespace, kubeconfig=str(server.kubeconfig())) as cluster:
+        cluster.create(NAMESPACES, {"metadata": {"name": namespace}})
+        store = FileStore(tmp_path / "store")
+        import_pictures(store, tmp_path / "pictures", per_class=3)
+        yield Lab(server, cluster, store)
 
 
 def _kind_cluster(namespace: str) -> Cluster:

@@ -148,3 +148,10 @@ class Cluster:
                 "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": {}}],
             },
         }
+
+
+def docker(made: dict[str, Any], *words: str) -> str:
+    """What Docker's client printed, asked of the engine that the cluster runs in."""
+    environment = {**os.environ, **({"DOCKER_HOST": made["docker"]["host"]} if made["docker"]["host"] else {})}
+    line = [made["docker"]["client"], *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pictures import import_pictures, put_run
 
-from cluster.real import Cluster
+from cluster.real import Cluster, docker
 from trainer.dataset import DatasetIndex
 from trainer.failure import ExitCode
 from trainer.result import Result
@@ -41,12 +41,6 @@ def index(s3_store: S3Store, tmp_path: Path) -> DatasetIndex:
 def small_run(store: S3Store, index: DatasetIndex, **spec: Any) -> str:
     data = {"name": index.name, "fingerprint": index.fingerprint, "resize": 18, "crop": 16}
     return put_run(store, index, **{**SMALL, "data": data, **spec})
-
-
-def docker(made: dict[str, Any], *words: str) -> str:
-    environment = {**os.environ, **({"DOCKER_HOST": made["docker"]["host"]} if made["docker"]["host"] else {})}
-    line = [made["docker"]["client"], *words]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +102,13 @@ def cluster_time(text: str) -> float:
 
 
 def test_the_command_grid_is_in_the_image(cluster: Cluster) -> None:
-    pod = cluster.trainer_pod([], command=["grid", "--help"])
+    pod = cluster.trainer_pod([], command=["sh", "-c", "grid --version && grid --help"])
     cluster.apply(pod)
     name = pod["metadata"]["name"]
     assert cluster.ended(name)["exitCode"] == 0
-    assert "Train a grid of image classifiers" in cluster.kubectl("logs", name)
+    logs = cluster.kubectl("logs", name)
+    assert f'version = "{logs.split()[1]}"' in (ROOT / "pyproject.toml").read_text()
+    assert "Train a grid of image classifiers" in logs
 
 
 def test_a_signal_reaches_the_trainer_itself_and_no_shell(image: dict[str, Any]) -> None:

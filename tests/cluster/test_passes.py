@@ -3,232 +3,32 @@
 from __future__ import annotations
 
 import random
-import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from io import StringIO
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import import_pictures
-from results import numerics, result
 
-from cluster.apiserver import NOBODY, ApiServer, api_server, missing
-from controller.archive import gather_facts, set_intent, write_settings
+from cluster.apiserver import NOBODY
+from cluster.lab import THREE_STAGES, Ended, Kubelet, Lab
+from controller.archive import set_intent
 from controller.cluster import (
     JOBS,
     NAMESPACES,
-    PODS,
     QUOTAS,
-    Cluster,
     ClusterError,
     Forbidden,
-    Object,
-    ObjectAbsent,
-    ObjectChanged,
-    open_cluster,
 )
-from controller.grid import parse_grid
-from controller.jobs import FAILURE_ANNOTATION, PodView, pod_view
+from controller.jobs import FAILURE_ANNOTATION
 from controller.knowledge import read_decisions, read_failures
+from controller.lead import Lead
 from controller.live import PlainView
 from controller.local import retry
 from controller.mirror import Mirror
-from controller.observe import take_up
-from controller.passes import ActedGrid, Lead, Passes, settle, watch
-from controller.search import wanted
-from controller.settings import parse_settings
+from controller.passes import Passes, settle
 from controller.standing import Choice, Work
-from trainer.failure import ExitCode, Failure
-from trainer.result import TestResult
-from trainer.store import FileStore
-
-SETTINGS = """\
-image: none:1
-service_account: default
-resources: {requests: {memory: 512Mi}}
-store: {uri: "s3://bucket"}
-parallelism: 2
-max_tries: 2
-progress: {annotations: false}
-"""
-STAGES = """\
-  - name: lr
-    vary: {optimizer.lr: [0.5, 0.05, 0.005]}
-"""
-THREE_STAGES = f"""\
-{STAGES}
-  - name: smoothing
-    vary: {{label_smoothing: [0, 0.1]}}
-  - name: final
-    test: {{best: 1}}
-"""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    if reason := missing():
-        pytest.skip(reason)
-    with api_server(tmp_path_factory.mktemp("apiserver")) as server:
-        server.start_controllers("job-controller", "resourcequota-controller", "garbage-collector-controller")
-        yield server
-
-
-@dataclass
-class Lab:
-    """A namespace and a store; every `acting` is a controller of its own, which knows nothing of those before."""
-
-    server: ApiServer
-    cluster: Cluster
-    store: FileStore
-
-    def submit(self, name: str, stages: str = STAGES, **settings: Any) -> None:
-        text = f"grid: {name}\nbase: {{data: {{name: pictures}}, model: {{architecture: resnet18}}}}\nstages:\n{stages}"
-        grid = parse_grid(text, name)
-        take_up(grid, self.store, Choice())
-        lines = [f"{key}={value}" for key, value in settings.items()]
-        namespace = f"namespace={self.cluster.namespace}"
-        write_settings(self.store, name, parse_settings(SETTINGS, "settings", [namespace, *lines]))
-        self.grids[name] = grid
-
-    def __post_init__(self) -> None:
-        self.grids: dict[str, Any] = {}
-        self.told = StringIO()
-
-    def connect(self, user: str = "admin") -> Cluster:
-        return open_cluster(self.cluster.namespace, kubeconfig=str(self.server.kubeconfig(user)), patience_seconds=10)
-
-    @contextmanager
-    def acting(self, name: str, **more: Any) -> Iterator[Passes]:
-        grid = self.grids[name]
-        facts = gather_facts(self.store, wanted(grid))
-        with self.connect() as cluster, Mirror(cluster) as mirror:
-            yield Passes(
-                cluster, mirror, self.store, [ActedGrid(grid, self.store, facts)], PlainView(self.told), **more
-            )
-
-    def settle(self, name: str, **more: Any) -> Counter[str]:
-        with self.acting(name, **more) as passes:
-            return settle(passes).done
-
-    def watch(self, name: str) -> Passes:
-        with self.acting(name) as passes:
-            watch(passes, name)
-        return passes
-
-    def jobs(self) -> dict[str, Object]:
-        return {job["metadata"]["name"]: job for job in self.cluster.list(JOBS, lambda job: job).items}
-
-    def pods(self) -> list[PodView]:
-        return list(self.cluster.list(PODS, pod_view).items)
-
-
-@pytest.fixture
-def lab(server: ApiServer, tmp_path: Path) -> Iterator[Lab]:
-    namespace = f"test-{secrets.token_hex(4)}"
-    with open_cluster(namespace, kubeconfig=str(server.kubeconfig())) as cluster:
-        cluster.create(NAMESPACES, {"metadata": {"name": namespace}})
-        store = FileStore(tmp_path / "store")
-        import_pictures(store, tmp_path / "pictures", per_class=3)
-        yield Lab(server, cluster, store)
-
-
-End = Callable[[Work, int], "Ended"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a container ends, and whether the trainer in it left its numbers, or its failure."""
-
-    exit_code: int = 0
-    reason: str = "Error"
-    failure: str | None = None  # reason of the failure that it writes into the store
-
-
-class Kubelet:
-    """Starts and ends pods as `end` says for each attempt at a piece of work, and leaves what a trainer would."""
-
-    def __init__(self, lab: Lab, end: End = lambda _work, _number: Ended()) -> None:
-        self.lab = lab
-        self.end = end
-        self.starts: Counter[Work] = Counter()
-        self.most_at_once = 0
-        self._running: dict[str, int] = {}  # by pod: rounds that it has run
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-
-    def __enter__(self) -> Kubelet:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stop.wait(0.1):
-            pods = [pod for pod in self.lab.pods() if not pod.is_terminal and not pod.is_deleting]
-            self.most_at_once = max(self.most_at_once, len(pods))
-            for pod in pods:
-                try:
-                    self._step(pod)
-                except (ObjectAbsent, ObjectChanged):
-                    continue
-
-    def _step(self, pod: PodView) -> None:
-        if pod.name not in self._running:
-            self.starts[pod.work] += 1
-            self._running[pod.name] = 0
-            self._put(pod, "Running", {"running": {"startedAt": _now()}})
-        elif self._running[pod.name] < 3:
-            self._running[pod.name] += 1
-        else:
-            ended = self.end(pod.work, self.starts[pod.work])
-            self._leave(pod.work, ended)
-            state = {"exitCode": ended.exit_code, "startedAt": _now(), "finishedAt": _now()}
-            if ended.exit_code:
-                state["reason"] = ended.reason
-            self._put(pod, "Failed" if ended.exit_code else "Succeeded", {"terminated": state})
-
-    def _leave(self, work: Work, ended: Ended) -> None:
-        if ended.failure is not None:
-            failure = Failure(
-                run=work.run, attempt="1", exit_code=ended.exit_code, reason=ended.failure, message="said", final=True
-            )
-            self.lab.store.put(f"failures/{work.run}.json", failure.model_dump_json().encode())
-        if ended.exit_code:
-            return
-        if work.is_test:
-            left: Any = TestResult(
-                run=work.run,
-                test_loss=1.0,
-                test_accuracy=0.5,
-                test_balanced_accuracy=0.5,
-                test_top5_accuracy=1.0,
-                num_images=3,
-                predictions="none",
-                numerics=numerics(),
-                data_fingerprint="f" * 64,
-                wall_seconds=1.0,
-            )
-        else:
-            left = result(work.run)
-        self.lab.store.put(f"{'tests' if work.is_test else 'results'}/{work.run}.json", left.model_dump_json().encode())
-
-    def _put(self, pod: PodView, phase: str, state: Object) -> None:
-        container = {"name": "trainer", "image": "none", "imageID": "", "ready": False, "restartCount": 0}
-        status = {"phase": phase, "containerStatuses": [{**container, "state": state}]}
-        self.lab.cluster.patch(PODS, pod.name, {"status": status}, uid=pod.uid, subresource="status")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+from trainer.failure import ExitCode
 
 
 def test_a_submit_makes_every_job_and_starts_as_many_as_the_window_holds(lab: Lab) -> None:
@@ -413,11 +213,11 @@ def test_a_controller_that_dies_at_any_request_loses_no_run_and_starts_none_twic
 def test_one_process_at_a_time_acts_on_a_grid(lab: Lab) -> None:
     view = PlainView(lab.told)
     with lab.connect() as here, lab.connect() as there:
-        with Lead(here, "small", view) as first:
+        with Lead(here, "small", ["s3://bucket"], view) as first:
             assert first.other() is None
-            with Lead(there, "small", view) as second:
+            with Lead(there, "small", ["s3://bucket"], view) as second:
                 assert second.other()
                 assert not second()
             assert first()
-        with Lead(there, "small", view) as third:
+        with Lead(there, "small", ["s3://bucket"], view) as third:
             assert third.other() is None  # it was given back

@@ -23,6 +23,8 @@ from controller.archive import (
     decision_key,
     gather_facts,
     grid_key,
+    hold_run,
+    read_held,
     read_intent,
     record_decision,
     record_failure,
@@ -276,6 +278,47 @@ def test_a_decision_makes_more_runs_wanted(file_store: FileStore, small: Grid, f
     record_all(file_store, small, facts, "lr=0.1")
     assert decision_key("small", "lr") in [entry.key for entry in file_store.list("grids/")]
     assert wanted_of(file_store)["small"].runs > before
+
+
+def test_what_is_said_of_a_run_stays_whatever_is_said_of_its_grid(
+    file_store: FileStore, small: Grid, facts: Facts
+) -> None:
+    adopt(small, file_store, facts)
+    assert hold_run(small, file_store, "a-1", "paused") is None
+    assert hold_run(small, file_store, "b-2", "cancelled") is None
+    set_intent(small, file_store, "cancelled")
+    adopt(small, file_store, facts)  # as a submit, or `grid run`, does
+    intent = read_intent(file_store, "small")
+    assert intent is not None
+    assert (intent.intent, intent.runs) == ("active", {"a-1": "paused", "b-2": "cancelled"})
+    assert hold_run(small, file_store, "a-1", None) == "paused"
+    assert hold_run(small, file_store, "a-1", None) is None
+    assert read_held(file_store, "small") == {"b-2": "cancelled"}
+
+
+def test_of_two_words_at_the_same_moment_none_is_lost(
+    file_store: FileStore, small: Grid, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt(small, file_store, facts)
+    replace, others = file_store.replace, iter(["other-1"])
+
+    def beside(key: str, data: bytes, version: str) -> str:
+        for other in others:
+            monkeypatch.setattr(file_store, "replace", replace)
+            hold_run(small, file_store, other, "cancelled")
+        return replace(key, data, version)
+
+    monkeypatch.setattr(file_store, "replace", beside)
+    hold_run(small, file_store, "mine-1", "paused")
+    assert read_held(file_store, "small") == {"other-1": "cancelled", "mine-1": "paused"}
+
+
+def test_a_run_of_a_grid_without_a_word_yet_may_be_held(file_store: FileStore, small: Grid) -> None:
+    assert read_held(file_store, "small") == {}
+    hold_run(small, file_store, "a-1", "paused")
+    intent = read_intent(file_store, "small")
+    assert intent is not None
+    assert (intent.intent, intent.digest, intent.runs) == ("active", small.digest, {"a-1": "paused"})
 
 
 def test_an_intent_is_written_once_until_it_changes(file_store: FileStore, small: Grid, facts: Facts) -> None:

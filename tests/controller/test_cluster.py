@@ -16,7 +16,6 @@ import pytest
 from api_server import BREAK, Object, Reply, Request, ScriptedServer, event, refusal
 
 from controller.cluster import (
-    CONFIG_MAPS,
     EVENTS,
     JOBS,
     LEASES,
@@ -38,6 +37,7 @@ from controller.cluster import (
     Unreachable,
     open_cluster,
 )
+from controller.cluster.connection import SPARE
 from trainer.failure import ExitCode
 
 pytestmark = pytest.mark.server
@@ -456,16 +456,6 @@ def test_a_deletion_whose_answer_was_lost_counts(server: ScriptedServer, cluster
         cluster.delete(JOBS, "a")
 
 
-def test_applying_takes_the_fields_that_are_named(server: ScriptedServer, cluster: Cluster) -> None:
-    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "grid-x"}, "data": {"name": "x"}}
-    server.script = [Reply(body=body)]
-    cluster.apply(CONFIG_MAPS, body)
-    (request,) = server.requests
-    assert (request.method, request.path) == ("PATCH", "/api/v1/namespaces/lab/configmaps/grid-x")
-    assert request.headers["content-type"] == "application/apply-patch+yaml"
-    assert request.query["force"] == "true"
-
-
 def test_the_same_event_again_is_counted(server: ScriptedServer, cluster: Cluster) -> None:
     gone = refusal(404, "NotFound", "forgotten")
     made = Reply(201, {"metadata": {"name": "a.1"}})
@@ -547,7 +537,7 @@ def test_no_more_requests_are_under_way_than_connections(
     server.answer = answer
     cluster = connect(connections=3)
     assert len(list(cluster.perform(lambda _: cluster.get(JOBS, "a"), range(30), workers=10))) == 30
-    assert most[0] <= 3
+    assert most[0] <= 3 + SPARE
 
 
 def test_leaving_early_begins_nothing_more(server: ScriptedServer, connect: Callable[..., Cluster]) -> None:
@@ -730,9 +720,9 @@ def stamped(*lines: tuple[int, str]) -> list[bytes]:
 
 def test_a_log_is_read_without_its_times(server: ScriptedServer, cluster: Cluster) -> None:
     server.script = [Reply(lines=stamped((1, "one"), (2, ""), (3, "three and more")))]
-    assert list(cluster.logs("p", tail_lines=3)) == ["one", "", "three and more"]
+    assert list(cluster.logs("p")) == ["one", "", "three and more"]
     assert server.requests[0].path == "/api/v1/namespaces/lab/pods/p/log"
-    assert server.requests[0].query == {"timestamps": "true", "tailLines": "3"}
+    assert server.requests[0].query == {"timestamps": "true"}
 
 
 def test_a_log_that_breaks_goes_on_after_the_last_line(server: ScriptedServer, cluster: Cluster) -> None:
@@ -740,7 +730,7 @@ def test_a_log_that_breaks_goes_on_after_the_last_line(server: ScriptedServer, c
         Reply(lines=stamped((1, "one"), (2, "two"), (2, "two again")), breaks=True),
         Reply(lines=stamped((2, "two"), (2, "two again"), (2, "two more"), (3, "three"))),
     ]
-    assert list(cluster.logs("p", follow=True, tail_lines=9)) == ["one", "two", "two again", "two more", "three"]
+    assert list(cluster.logs("p", follow=True)) == ["one", "two", "two again", "two more", "three"]
     assert server.requests[1].query == {
         "timestamps": "true",
         "follow": "true",

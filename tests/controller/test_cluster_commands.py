@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from controller.archive import read_intent, stored_settings, write_settings
 from controller.cli import main
 from controller.grid import parse_grid
 from controller.observe import take_up
-from controller.passes import lease_name
 from controller.settings import parse_settings
 from controller.standing import Choice
 from trainer.failure import ExitCode
@@ -116,10 +114,3 @@ def test_a_log_of_the_store_is_that_of_the_last_attempt(store: FileStore) -> Non
     store.put("runs/a/attempts/0001-aa/log.txt", b"first")
     store.put("runs/a/attempts/0002-aa/log.txt", b"second\n\x1b[2J")
     assert call("logs", "a").stdout == "second\n�[2J\n"
-
-
-def test_a_lease_is_named_after_its_grid_as_far_as_names_of_objects_allow() -> None:
-    assert lease_name("demo") == "grid-demo"
-    names = {lease_name(grid) for grid in ("My_grid.2", "my_grid.2", "a" * 63)}
-    assert len(names) == 3
-    assert all(re.fullmatch(r"[a-z0-9-]{1,253}", name) for name in names)

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from controller.archive import Wants
 from controller.gc import (
     DAY,
     Contents,
     Unwanted,
-    Wanted,
     find_unwanted,
     read_contents,
     remove,
@@ -24,7 +24,7 @@ from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
 from trainer.store import Entry, FileStore, NotFound
 
 NOW = 1_000_000_000.0
-NOTHING_WANTED = Wanted(frozenset(), frozenset(), frozenset())
+NOTHING_WANTED: dict[str, Wants] = {}
 
 
 def contents(
@@ -33,8 +33,8 @@ def contents(
     return Contents(tuple(Entry(key, 10, "v", NOW - age) for key in keys), blobs or {}, {})
 
 
-def wanted(*, grids: Iterable[str] = (), runs: Iterable[str] = (), data_sets: Iterable[str] = ()) -> Wanted:
-    return Wanted(frozenset(grids), frozenset(runs), frozenset(data_sets))
+def wanted(*, grid: str = "g", runs: Iterable[str] = (), data_sets: Iterable[str] = ()) -> dict[str, Wants]:
+    return {grid: Wants(frozenset(runs), frozenset(data_sets))}
 
 
 def keys_of(found: Iterable[Unwanted]) -> list[str]:
@@ -97,7 +97,7 @@ def test_shards_that_an_index_does_not_name_are_found() -> None:
 
 def test_a_forgotten_grid_goes_with_its_decisions() -> None:
     held = contents(["grids/a/decisions/lr.json", "grids/a/grid.yaml", "grids/b/grid.yaml"])
-    [item] = find_unwanted(held, wanted(grids=["b"]), NOW)
+    [item] = find_unwanted(held, wanted(grid="b"), NOW)
     assert item.keys == ("grids/a/grid.yaml", "grids/a/decisions/lr.json")
 
 

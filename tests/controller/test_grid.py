@@ -485,6 +485,40 @@ def test_a_key_that_holds_anchors_is_no_part_of_the_grid() -> None:
     assert "x-few" not in anchored.text()
 
 
+WANTED_SEEDS = "expected how many seeds, from 1 on, or a list of seeds such as [0, 1, 2]"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        pytest.param("x", f"seeds: got 'x', {WANTED_SEEDS}", id="a word"),
+        pytest.param("0", f"seeds: got 0, {WANTED_SEEDS}", id="none"),
+        pytest.param("-1", f"seeds: got -1, {WANTED_SEEDS}", id="less than none"),
+        pytest.param("1.5", f"seeds: got 1.5, {WANTED_SEEDS}", id="a fraction"),
+        pytest.param("'3'", f"seeds: got '3', {WANTED_SEEDS}\nhint: write 3, without quotes", id="a number in quotes"),
+        pytest.param("[]", f"seeds: got [], {WANTED_SEEDS}", id="an empty list"),
+        pytest.param("null", f"seeds: got null, {WANTED_SEEDS}", id="null"),
+        pytest.param("true", f"seeds: got true, {WANTED_SEEDS}", id="yes"),
+        pytest.param("10001", "seeds: got 10001, expected a number of at most 10000", id="too many"),
+        pytest.param(f"1{'0' * 30}", "expected a number of at most 10000", id="more than there are"),
+        pytest.param("[0, a]", "seeds[1]: got 'a', expected a whole number", id="a word in a list"),
+        pytest.param("[0, -1]", "seeds[1]: got -1, expected a number of at least 0", id="a negative seed"),
+        pytest.param(f"[{1 << 53}]", f"expected a number of at most {(1 << 53) - 1}", id="not exact in JSON"),
+        pytest.param(
+            "[1, 1]",
+            "seeds[1]: got 1 a second time, expected each seed once\nhint: equal seeds give the same run: ",
+            id="twice",
+        ),
+    ],
+)
+def test_seeds_that_are_none_are_told_with_what_they_may_be(given: str, told: str) -> None:
+    assert told in error_of(f"seeds: {given}\n{ONE}")
+
+
+def test_seeds_of_a_stage_may_be_null_as_well() -> None:
+    assert f"stages[0].seeds: got 'x', {WANTED_SEEDS}, or null" in error_of(f"{ONE}    seeds: x\n")
+
+
 def test_a_large_number_is_named_shortly() -> None:
     text = f"{ONE}    vary: {{optimizer.lr: [1e30, 1e-7, 1e15]}}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.interrupts import INTERRUPTED, TOLD
+from controller.interrupts import BARELY_BEGUN, INTERRUPTED, TOLD
 
 PRESS = "os.kill(os.getpid(), signal.SIGINT)"
 
@@ -50,16 +51,48 @@ def test_an_interrupt_ends_in_a_word_and_a_code(code: str, expected: tuple[int, 
     assert ended(code) == expected
 
 
-def test_an_interrupt_while_modules_are_loaded_leaves_no_traceback() -> None:
+@pytest.mark.parametrize("module", ["click", "controller.commands.program", "controller.wording"])
+def test_an_interrupt_while_modules_are_loaded_ends_in_a_word(module: str) -> None:
     code = (
         "class Press:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'controller.commands.grids':\n"
+        f"        if name == '{module}':\n"
         f"            {PRESS}\n"
         "sys.meta_path.insert(0, Press())\n"
         "import controller.cli"
     )
-    assert ended(code) == (INTERRUPTED, "interrupted\n")
+    assert ended(code) == (INTERRUPTED, f"{BARELY_BEGUN}\n")
+
+
+@pytest.mark.parametrize("handler", ["signal.default_int_handler", "signal.SIG_IGN"])
+def test_whoever_imports_the_command_keeps_his_own_answer_to_ctrl_c(handler: str) -> None:
+    code = f"signal.signal(signal.SIGINT, {handler})\nimport controller.cli\n"
+    assert ended(f"{code}assert signal.getsignal(signal.SIGINT) == {handler}") == (0, "")
+
+
+def moment(number: int) -> tuple[int, str, str]:
+    """How `grid list` ends that is interrupted so many fiftieths of a second after its start."""
+    command = [sys.executable, "-m", "controller.cli", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(number / 50)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_any_moment_of_the_start_is_answered_once_python_itself_has_started() -> None:
+    told = {f"{BARELY_BEGUN}\n", f"{TOLD}\n"}
+    found = [moment(number) for number in range(20)]
+    ours = [(code, err) for code, _, err in found if "Traceback" not in err and code != -signal.SIGINT]
+    for code, err in ours:
+        assert (code == INTERRUPTED and err in told) or (code, err) == (0, "")
+    assert any(err in told for _, err in ours)
+    # before it is heard, Python is on its way to the first lines of cli.py: in no other module of ours
+    early = "".join(err for _, _, err in found if "Traceback" in err)
+    names = set(re.findall(r'File ".*/controller/(.*?)"', early))
+    assert names <= {"__init__.py", "cli.py", "interrupts.py"}
+    assert "Aborted" not in early
 
 
 def opened(fifo: Path, seconds: float = 60) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,7 +10,6 @@ from results import numerics, result
 
 from controller.knowledge import (
     FEW,
-    active_runs,
     read_decisions,
     read_failures,
     read_leases,
@@ -138,17 +137,3 @@ def test_the_numbers_of_a_result_are_read_without_the_rest(file_store: FileStore
 def test_leases_are_read_back(file_store: FileStore) -> None:
     file_store.put(lease_key("a"), lease().model_dump_json().encode())
     assert read_leases(file_store, ["a", "b"]) == {"a": lease()}
-
-
-@pytest.mark.parametrize(
-    ("values", "seconds", "text"),
-    [
-        ({"epoch": 2}, 5, "running on node-1:4711, epoch 3"),
-        ({"released": True}, 5, None),
-        ({}, 120, None),
-    ],
-    ids=["fresh", "released", "stale"],
-)
-def test_only_a_fresh_lease_counts_as_running(values: dict[str, Any], seconds: int, text: str | None) -> None:
-    active = active_runs({"a": lease(**values)}, NOW + timedelta(seconds=seconds))
-    assert active == ({} if text is None else {"a": text})

@@ -88,8 +88,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def join(leases: Leases, tmp_path: Path) -> Iterator[Callable[..., Leadership]]:
     cluster = open_cluster(kubeconfig=str(leases.server.kubeconfig(tmp_path)))
-    yield lambda identity, period_seconds=0.05: Leadership(
-        cluster, identity=identity, duration_seconds=DURATION, period_seconds=period_seconds
+    yield lambda identity, period_seconds=0.05, **more: Leadership(
+        cluster, identity=identity, duration_seconds=DURATION, period_seconds=period_seconds, **more
     )
     cluster.close()
 
@@ -187,6 +187,39 @@ def test_in_a_block_it_is_held_and_given_back(leases: Leases, join: Callable[...
         assert second.wait(10)
     assert leases.lease is not None
     assert leases.lease["spec"]["holderIdentity"] == ""
+
+
+def test_who_gives_way_takes_nothing_and_gives_back_what_it_has(
+    leases: Leases, join: Callable[..., Leadership], clock: Clock
+) -> None:
+    asked: list[bool] = []
+    one = join("one", gives_way=lambda: asked.append(True) or len(asked) == 2)  # after it was taken, not before
+    assert not one.try_once()
+    assert leases.lease is not None
+    assert leases.lease["spec"]["holderIdentity"] == ""
+    assert one.try_once()
+    one._gives_way = lambda: True
+    assert not one.try_once()
+    assert not one.is_held
+    assert leases.lease["spec"]["holderIdentity"] == ""
+    assert not one.try_once()
+    assert leases.lease["spec"]["holderIdentity"] == ""
+
+
+def test_an_annotation_says_more_of_the_holder(leases: Leases, join: Callable[..., Leadership], clock: Clock) -> None:
+    assert join("one", annotations={"store": "s3://lab"}).try_once()
+    seen = join("other").look()
+    assert (seen.holder, seen.annotation("store"), seen.annotation("else")) == ("one", "s3://lab", None)
+
+
+def test_a_process_that_was_killed_a_moment_ago_is_not_surely_alive(
+    leases: Leases, join: Callable[..., Leadership], clock: Clock
+) -> None:
+    assert join("one").try_once()
+    quick, sure = join("other").holder(), join("other", 5).holder(surely=True)
+    assert quick is not None
+    assert sure is not None
+    assert (quick.is_alive, sure.is_alive) == (True, False)
 
 
 def test_a_refusal_is_raised_to_who_waits(leases: Leases, join: Callable[..., Leadership]) -> None:

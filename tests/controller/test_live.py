@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -153,6 +155,29 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
         view.say("done", "lr/lr=0.1: validation accuracy 0.5")
         view.show(GRID)
     assert stream.getvalue() == "done   lr/lr=0.1: validation accuracy 0.5\n"
+
+
+def test_a_log_is_no_terminal_whatever_colours_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert isinstance(open_view(io.StringIO()), PlainView)
+
+
+def test_where_stderr_is_closed_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with open_view() as view:
+        view.say("done", "lr/lr=0.1")
+    assert capsys.readouterr().out == ""
+
+
+def test_what_draws_on_a_terminal_is_loaded_for_one_alone() -> None:
+    code = (
+        "import io, sys\nfrom controller.live import open_view\n"
+        "open_view(io.StringIO()).say('done', 'lr/lr=0.1')\nprint('rich.console' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_terminal_keeps_what_was_said_and_not_the_lines_in_place() -> None:

@@ -20,7 +20,7 @@ from grids import TEXT, runs_of
 from pictures import import_pictures
 
 from controller import local
-from controller.archive import checkpoint_sequence, gather_facts
+from controller.archive import checkpoint_sequence, gather_facts, hold_run, read_held
 from controller.attempts import MAX_TRIES, crash_failure, show_exit
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_results
@@ -312,6 +312,24 @@ def test_the_numbers_are_those_of_a_trainer_started_by_hand(
     command = [sys.executable, "-m", "trainer", run.id, "--store", pictures.uri]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert one_result(pictures).model_dump(exclude=set(PASSING)) == straight.model_dump(exclude=set(PASSING))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_paused_is_not_started_though_it_is_asked_for(pictures: FileStore) -> None:
+    text = TEXT[: TEXT.index("  - name: smoothing")].replace("seeds: 2", "seeds: 1")
+    grid = small(text)
+    runs = list(expand(grid, {}, gather_facts(pictures, wanted(grid))).runs())
+    hold_run(grid, pictures, runs[0], "paused")
+    view = Watcher()
+    outcome = train(pictures, text, view, only=runs[0])
+    assert outcome.exit_code == ExitCode.OK
+    assert view.said == [("waits", f"not started: 1 paused: {runs[0]}; `grid resume RUN` lets one go on")]
+    assert train(pictures, text).waiting == {"lr": "for 1 of 2 runs, of which 1 paused"}
+    assert set(read_results(pictures)) == {runs[1]}
+    assert read_held(pictures, "small") == {runs[0]: "paused"}
+    hold_run(grid, pictures, runs[0], None)
+    assert train(pictures, text).waiting == {}
+    assert set(read_results(pictures)) == set(runs)
 
 
 def _facts(store: FileStore) -> Facts:

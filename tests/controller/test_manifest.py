@@ -21,7 +21,6 @@ from kubernetes_objects import check_schema, restricted_problems
 
 from controller.jobs import CONTAINER, SPEC_ANNOTATION, job_view
 from controller.manifest import (
-    DEFAULT_STORE_PATIENCE,
     FAILURE_RULES,
     SPEC_LIMIT,
     JobTemplate,
@@ -31,7 +30,7 @@ from controller.manifest import (
 )
 from controller.patch import MERGE_KEYS, OWN_ENV
 from controller.search import Expansion, Experiment, Run, StageExpansion
-from controller.settings import Settings, parse_settings, read_settings
+from controller.settings import DEFAULT_STORE_PATIENCE, Settings, parse_settings, read_settings
 from controller.stages import SAFE_NAME
 from controller.standing import Work
 from trainer.__main__ import parser

@@ -40,3 +40,13 @@ def test_a_closed_stdout_is_no_fault(tmp_path: Path) -> None:
     line = f"exec {' '.join(COMMAND)} list >&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_file_takes_the_place_of_a_closed_stdout(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib; from controller.output import guard_stdout; guard_stdout(); "
+        "file = open('opened', 'w'); file.write(f'{file.fileno()}'); file.close(); os.system('echo lost >&1')"
+    )
+    line = f'exec {sys.executable} -c "{code}" >&- 2>&-'
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    assert int((tmp_path / "opened").read_text()) > 2

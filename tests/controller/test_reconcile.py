@@ -16,8 +16,11 @@ from controller.actions import (
     Delete,
     ListPods,
     MarkFailed,
+    NoteKept,
     NoteProgress,
+    NoteResumed,
     NoteTries,
+    Notice,
     RecordFailure,
     Relabel,
     Resume,
@@ -28,7 +31,7 @@ from controller.actions import (
 )
 from controller.attempts import NOT_STARTED, Tries, failure_of_pod, read_tries, restart_seconds, result_missing
 from controller.jobs import JobView, PodView, WorkloadView, job_name
-from controller.reconcile import GridView, Observation, decide, failed_anew, told
+from controller.reconcile import GridView, Kept, Observation, Resumption, decide, failed_anew, told
 from controller.standing import Known, Work, run_state
 from trainer.failure import Failure
 
@@ -319,6 +322,79 @@ def test_a_row_that_left_takes_its_job_with_it(things: tuple[Any, ...], prune: b
 def test_a_job_of_a_grid_that_is_not_known_is_left_alone() -> None:
     by_hand = job(A, grids={"rendered": "lr"})
     assert decide(seen(grid(B), by_hand, pod(A), job(B), pod(B))) == ()
+
+
+# One run said otherwise than its grid
+
+
+def held(*works: Work, how: str = "paused", **values: Any) -> GridView:
+    """A grid of which run a is paused, or cancelled, by itself."""
+    return grid(*works, held={"a": how}, **values)
+
+
+def test_of_a_paused_run_the_job_is_suspended_and_the_others_go_on_in_its_place() -> None:
+    observed = seen(held(A, B, C, parallelism=1), job(A), pod(A), suspended(B))
+    assert decide(observed) == (Suspend(job(A), "paused"), Create(C, "x", {"x": "lr"}))
+    gone = seen(held(A, B, parallelism=1), suspended(A), suspended(B))
+    assert decide(gone) == (Resume(suspended(B)),)
+    assert told(gone)["a"] == "paused"
+    assert decide(seen(held(A, B, parallelism=1), suspended(A), job(B), pod(B))) == ()
+
+
+@pytest.mark.parametrize("how", ["paused", "cancelled"])
+def test_no_job_is_made_for_a_run_that_is_held_nor_for_its_test(how: str) -> None:
+    assert decide(seen(held(A, how=how))) == ()
+    assert decide(seen(held(A_TEST, how=how), results={"a"})) == ()
+    assert told(seen(held(A, how=how))) == {"a": how}
+    assert told(seen(held(A, A_TEST, how=how), results={"a"})) == {"a": how}
+
+
+def test_a_paused_run_with_a_queue_loses_its_job_and_gets_none() -> None:
+    queued = job(queue="team")
+    observed = seen(held(A, queue="team"), queued, pod())
+    assert decide(observed) == (Delete(queued, "paused: its checkpoint stands"),)
+    assert decide(seen(held(A, queue="team"))) == ()
+
+
+def test_a_cancelled_runs_job_is_deleted_and_not_made_again() -> None:
+    observed = seen(held(A, B, how="cancelled"), job(A), pod(A), job(B), pod(B))
+    assert [(type(action), action.job.work) for action in decide(observed)] == [(Delete, A)]  # type: ignore[union-attr]
+    assert decide(seen(held(A, B, how="cancelled"), job(B), pod(B))) == ()
+    assert told(seen(held(A, B, how="cancelled"), job(B), pod(B)))["a"] == "cancelled"
+
+
+def test_a_run_that_another_grid_wants_goes_on_there_though_it_is_cancelled_here() -> None:
+    both = job(A, grids={"x": "lr", "y": "lr"})
+    assert decide(seen(held(A, how="cancelled"), grid(A, name="y"), both, pod(A))) == (Relabel(both, {}, ("x",)),)
+    assert decide(seen(held(A), grid(A, name="y"), both, pod(A))) == ()
+    everywhere = seen(held(A, how="cancelled"), held(A, how="cancelled", name="y"), both, pod(A))
+    assert kinds(decide(everywhere)) == [Delete]
+
+
+@pytest.mark.parametrize(
+    ("intent", "how", "expected"),
+    [
+        pytest.param("active", "paused", "paused", id="the-run-is-paused"),
+        pytest.param("paused", "cancelled", "cancelled", id="the-run-is-cancelled-in-a-paused-grid"),
+        pytest.param("cancelled", "paused", "cancelled", id="the-grid-is-cancelled"),
+        pytest.param("active", None, "active", id="nothing-is-said-of-the-run"),
+    ],
+)
+def test_the_least_of_what_is_said_of_run_and_grid_counts(intent: str, how: str | None, expected: str) -> None:
+    assert grid(intent=intent, held={"a": how} if how else {}).intent_for("a") == expected
+
+
+def test_a_run_says_what_its_training_waits_for_before_what_its_test_does() -> None:
+    assert told(seen(grid(A, A_TEST), job(), pod())) == {"a": "running on node-1"}
+
+
+def test_deciding_on_ten_thousand_runs_of_which_many_are_held_does_nothing_twice() -> None:
+    works = [Work(f"run-{number}", False) for number in range(10_000)]
+    said = {work.run: "paused" if number % 2 else "cancelled" for number, work in enumerate(works[:5000])}
+    jobs = [suspended(work) for work in works[1:5000:2]] + [job(work, complete_since=ago(5)) for work in works[5000:]]
+    observed = seen(grid(*works, held=said), *jobs, results={work.run for work in works[5000:]})
+    assert decide(observed) == ()
+    assert set(told(observed).values()) == {"paused", "cancelled"}
 
 
 # With a queue
@@ -699,6 +775,67 @@ def test_progress_costs_nothing_where_there_is_none_to_show(values: dict[str, An
     assert decide(seen(grid(**values), job(progress=shown), pod(), progress={"a": {"epoch": "3"}})) == ()
 
 
+def test_that_a_run_went_on_is_told_once_for_each_pod() -> None:
+    went_on = {"a": Resumption("pod-a", 4)}
+    observed = seen(job(), pod(), resumed=went_on)
+    assert decide(observed) == (NoteResumed(job(), "pod-a", "resumed at epoch 4"),)
+    assert decide(seen(job(resumed_pod="pod-a"), pod(), resumed=went_on)) == ()
+    assert kinds(decide(seen(job(resumed_pod="an-earlier-one"), pod(), resumed=went_on))) == [NoteResumed]
+    assert decide(seen(job(), pod(job_uid="an-earlier-job"), resumed=went_on)) == ()
+
+
+def kept(stage: str = "lr", time: str = "12:00", name: str = "x") -> Kept:
+    return Kept(stage, time, f"kept as best of stage {stage} of grid {name}: lowest")
+
+
+def test_that_a_decision_kept_a_run_is_told_once_on_its_finished_job() -> None:
+    keeping = grid(A, B, kept={"a": [kept()]})
+    complete = job(complete_since=ago(5)), job(B, complete_since=ago(5))
+    (action,) = decide(seen(keeping, *complete, results={"a", "b"}))
+    assert action == NoteKept(complete[0], '{"x/lr": "12:00"}', "kept as best of stage lr of grid x: lowest")
+    noted = job(complete_since=ago(5), kept_by='{"x/lr": "12:00"}')
+    assert decide(seen(keeping, noted, complete[1], results={"a", "b"})) == ()
+    assert decide(seen(keeping, job(), pod(), job(B), pod(B))) == ()  # not before it has ended
+
+
+@pytest.mark.parametrize(
+    ("grids", "before", "text", "told_of"),
+    [
+        pytest.param([grid(A)], '{"x/lr": "12:00"}', None, None, id="it-is-reopened"),
+        pytest.param(
+            [grid(A, kept={"a": [kept(time="13:00")]})],
+            '{"x/lr": "12:00"}',
+            '{"x/lr": "13:00"}',
+            ["x"],
+            id="taken-anew",
+        ),
+        pytest.param(
+            [grid(A, kept={"a": [kept()]})],
+            '{"z/lr": "11:00"}',
+            '{"z/lr": "11:00", "x/lr": "12:00"}',
+            ["x"],
+            id="of-another-grid-that-is-not-known",
+        ),
+        pytest.param(
+            [grid(A, kept={"a": [kept()]}), grid(A, name="y", kept={"a": [kept(name="y")]})],
+            "damaged",
+            '{"x/lr": "12:00", "y/lr": "12:00"}',
+            ["x", "y"],
+            id="of-two-grids-and-a-damaged-note",
+        ),
+    ],
+)
+def test_a_job_says_which_decisions_keep_its_run_now(
+    grids: list[GridView], before: str, text: str | None, told_of: list[str] | None
+) -> None:
+    complete = job(complete_since=ago(5), kept_by=before, grids={each.name: "lr" for each in grids})
+    (action,) = decide(seen(*grids, complete, results={"a"}))
+    assert isinstance(action, NoteKept)
+    assert action.text == text
+    assert action.told == (told_of and "; ".join(kept(name=name).told for name in told_of))
+    assert decide(seen(*grids, replace(complete, kept_by=text), results={"a"})) == ()
+
+
 def test_what_frees_a_place_comes_first() -> None:
     observed = seen(grid(A, B, C), suspended(A), suspended(B), results={"b"})
     assert kinds(decide(observed)) == [Delete, Resume, Create]
@@ -727,6 +864,23 @@ def test_what_frees_a_place_comes_first() -> None:
             {"metadata": {"annotations": {"experiment-grid.dev/epoch": "3"}}},
             id="progress",
         ),
+        pytest.param(
+            NoteResumed(job(), "uid-1", "resumed at epoch 4"),
+            {
+                "metadata": {
+                    "annotations": {
+                        "experiment-grid.dev/resumed-pod": "uid-1",
+                        "experiment-grid.dev/last-transition": "resumed at epoch 4",
+                    }
+                }
+            },
+            id="resumed",
+        ),
+        pytest.param(
+            NoteKept(job(), None, None),
+            {"metadata": {"annotations": {"experiment-grid.dev/kept-by": None}}},
+            id="kept-no-longer",
+        ),
         pytest.param(Delete(job(), "paused"), None, id="no-patch"),
     ],
 )
@@ -735,9 +889,20 @@ def test_an_action_on_a_job_is_one_merge_patch(action: Action, patch: dict[str, 
     assert json.loads(json.dumps(patch)) == patch
 
 
-def test_only_what_went_wrong_or_goes_away_is_worth_an_event() -> None:
-    quiet = [Create(A, "x", {}), Resume(job()), Suspend(job(), "paused"), SetTtl(job(), 1), ListPods((A,))]
+def test_only_what_is_out_of_the_ordinary_is_worth_an_event() -> None:
+    quiet: list[Action] = [
+        Create(A, "x", {}),
+        Resume(job()),
+        Suspend(job(), "paused"),
+        SetTtl(job(), 1),
+        ListPods((A,)),
+    ]
+    quiet.append(NoteKept(job(), None, None))
     assert [notice(action) for action in quiet] == [None] * len(quiet)
+    assert notice(NoteResumed(job(), "uid-1", "resumed at epoch 4")) == Notice(
+        "Normal", "RunResumed", "resumed at epoch 4"
+    )
+    assert notice(NoteKept(job(), "{}", "kept as best")) == Notice("Normal", "RunKept", "kept as best")
     assert notice(RecordFailure(ended(), failure())) is None  # it is marked next, and told then
     for action in (MarkFailed(ended(), failure()), RecordFailure(job(), failure())):
         said = notice(action)

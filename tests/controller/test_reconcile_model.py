@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,10 +21,21 @@ from hypothesis.stateful import (
 )
 from kubernetes_model import Conflict, World
 
-from controller.actions import Action, Create, Delete, ListPods, RecordFailure, Resume, changes
+from controller.actions import (
+    Action,
+    Create,
+    Delete,
+    ListPods,
+    NoteKept,
+    NoteResumed,
+    RecordFailure,
+    Resume,
+    changes,
+    notice,
+)
 from controller.jobs import JobView
-from controller.reconcile import GridView, Observation, decide, failed_anew, told
-from controller.standing import Known, Work, run_state
+from controller.reconcile import GridView, Kept, Observation, Resumption, decide, failed_anew, told
+from controller.standing import Held, Known, Work, run_state
 
 RUNS = ("a", "b", "c", "d")
 TEST = Work("a", True)  # to come once run a is trained
@@ -86,6 +98,8 @@ class Cluster(RuleBasedStateMachine):
         self.world = World()
         self.viewers = [Viewer() for _ in range(self.num_controllers)]
         self.is_steady = True  # no grid has changed, so that the window's bound can be told
+        self.told: set[tuple[str, str]] = set()  # happenings of which an Event was written
+        self.times = count()  # of decisions
         self.grids: dict[str, GridView] = {}
         for name, runs, window in zip(("x", "y"), (first, second), windows, strict=True):
             wants = {Work(run, False): f"stage-{name}" for run in runs}
@@ -114,6 +128,20 @@ class Cluster(RuleBasedStateMachine):
         if self.grids[name].intent != "cancelled":
             self.change(name, intent=intent)
 
+    @rule(run=st.sampled_from(RUNS), held=st.sampled_from(("paused", "paused", "cancelled")))
+    def hold_run(self, run: str, held: Held) -> None:
+        """Pause or cancel one run in every grid that wants it; what was cancelled is not merely paused by that."""
+        for name, grid in self.grids.items():
+            if any(work.run == run for work in grid.wants) and grid.held.get(run) != "cancelled":
+                self.change(name, held={**grid.held, run: held})
+
+    @rule(run=st.sampled_from(RUNS))
+    def resume_run(self, run: str) -> None:
+        """Let one run that is paused go on."""
+        for name, grid in self.grids.items():
+            if grid.held.get(run) == "paused":
+                self.change(name, held={each: held for each, held in grid.held.items() if each != run})
+
     @rule(name=st.sampled_from(("x", "y")), run=st.sampled_from(RUNS), prune=st.booleans())
     def update(self, name: str, run: str, prune: bool) -> None:
         wants = dict(self.grids[name].wants)
@@ -132,6 +160,15 @@ class Cluster(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(("background", "background", "orphan", "foreground")))
     def delete_by_hand(self, data: st.DataObject, how: str) -> None:
         self.world.delete_by_hand(data.draw(st.sampled_from(sorted(self.world.jobs))), how)
+
+    @precondition(lambda self: self.world.results)
+    @rule(name=st.sampled_from(("x", "y")), data=st.data())
+    def keep(self, name: str, data: st.DataObject) -> None:
+        """A decision keeps a run, or another one is taken that does not."""
+        run = data.draw(st.sampled_from(sorted(self.world.results)))
+        grid = self.grids[name]
+        kept = {} if run in grid.kept else {run: [Kept(f"stage-{name}", str(next(self.times)), f"kept by {name}")]}
+        self.change(name, kept=kept)
 
     # Kubernetes
 
@@ -252,6 +289,11 @@ class Cluster(RuleBasedStateMachine):
             results=world.shown(world.results),
             tests=world.shown(world.tests),
             failures=dict(world.failures),
+            resumed={
+                pod.work.run: Resumption(pod.name, pod.resumed_from)
+                for pod in world.pods.values()
+                if pod.phase == "Running" and pod.resumed_from
+            },
         )
         sequences = {run: world.checkpoints.get(run, 0) for run in failed_anew(seen)}
         return replace(seen, checkpoints=sequences)
@@ -294,6 +336,10 @@ class Cluster(RuleBasedStateMachine):
         except Conflict:
             return
         viewer.written[job.work] = job
+        if isinstance(action, NoteResumed | NoteKept) and notice(action) is not None:
+            happening = job.uid, action.pod if isinstance(action, NoteResumed) else str(action.text)
+            assert happening not in self.told, "told twice"
+            self.told.add(happening)
         if isinstance(action, Resume):
             self.check_windows(seen, action)
 
@@ -308,9 +354,10 @@ class Cluster(RuleBasedStateMachine):
             if not job.suspended and not job.is_finished and job.queue is None
         ]
         for grid in seen.grids.values():
-            if grid.intent == "active" and action.job.work in grid.wants:
+            if grid.intent_for(action.job.work.run) == "active" and action.job.work in grid.wants:
                 assert grid.parallelism is not None
-                num_at_work = sum(work in grid.wants for work in at_work)
+                wanted = [work for work in grid.wants if grid.intent_for(work.run) != "cancelled"]
+                num_at_work = sum(work in wanted for work in at_work)
                 assert num_at_work <= grid.parallelism * len(self.viewers), (grid, action, self.world.jobs)
 
     @invariant()
@@ -377,11 +424,15 @@ class Cluster(RuleBasedStateMachine):
             and len({work.run for work in grid.wants if seen.failure(work)}) > grid.max_failed
         }
         for name, grid in self.grids.items():
-            for work in grid.wants if grid.intent == "active" and name not in halted else ():
+            for work in grid.wants if name not in halted else ():
+                if grid.intent_for(work.run) != "active":
+                    continue
                 is_waiting_for_training = work.is_test and work.run not in seen.results
                 assert seen.is_done(work) or seen.failure(work) or is_waiting_for_training, (name, work, told(seen))
         for work, job in seen.jobs.items():
-            wanting = [grid for grid in self.grids.values() if work in grid.wants and grid.intent != "cancelled"]
+            wanting = [
+                grid for grid in self.grids.values() if work in grid.wants and grid.intent_for(work.run) != "cancelled"
+            ]
             assert wanting, f"{job.name} is wanted by no grid"
             assert job.is_finished or not (seen.is_done(work) or seen.failure(work)), f"{job.name} has nothing to do"
             assert job.grids == {grid.name: grid.wants[work] for grid in wanting}
@@ -399,11 +450,15 @@ def check_decision(seen: Observation, actions: tuple[Action, ...]) -> None:
             assert not seen.is_done(work)
             assert seen.failure(work) is None
             assert not work.is_test or work.run in seen.results
-            wanting = [grid for grid in seen.grids.values() if work in grid.wants and grid.intent == "active"]
-            assert wanting, "made though no active grid wants it"
+            wanting = [
+                grid for grid in seen.grids.values() if work in grid.wants and grid.intent_for(work.run) == "active"
+            ]
+            assert wanting, "started though nobody wants it: what was cancelled stays so"
         if isinstance(action, Create):
             assert set(action.grids) == {
-                grid.name for grid in seen.grids.values() if work in grid.wants and grid.intent != "cancelled"
+                grid.name
+                for grid in seen.grids.values()
+                if work in grid.wants and grid.intent_for(work.run) != "cancelled"
             }
     for types in touched.values():
         assert len(types) == 1 or types == [RecordFailure, Delete]
@@ -412,9 +467,10 @@ def check_decision(seen: Observation, actions: tuple[Action, ...]) -> None:
 def check_told(seen: Observation) -> None:
     """Every run that a grid wants is done, failed, at work, or waits for a reason that is told."""
     active = told(seen)
-    known = Known({}, dict.fromkeys(seen.results), dict.fromkeys(seen.tests), seen.failures)  # type: ignore[arg-type]
+    numbers = dict.fromkeys(seen.results), dict.fromkeys(seen.tests)
     for grid in seen.grids.values():
-        for work in grid.wants if grid.intent != "cancelled" else ():
+        known = Known({}, *numbers, seen.failures, grid.held)  # type: ignore[arg-type]
+        for work in grid.wants:
             state, reason = run_state(work, known, active)
             assert state == "done" or reason
             assert reason not in ("never started", "trained, not tested yet")
@@ -452,7 +508,8 @@ def test_what_is_decided_holds_over_many_histories(machine: Callable[[], RuleBas
 def cluster_of(*works: Work, **values: Any) -> Cluster:
     """One controller, and a grid that wants `works`, with none of it done."""
     cluster = Cluster()
-    cluster.world, cluster.viewers, cluster.is_steady = World(), [Viewer()], True
+    cluster.world, cluster.viewers, cluster.is_steady, cluster.told = World(), [Viewer()], True, set()
+    cluster.times = count()
     cluster.grids = {"x": GridView("x", "active", dict.fromkeys(works, "lr"), **{"parallelism": 1, **values})}
     return cluster
 
@@ -491,11 +548,11 @@ def test_requests_for_a_quiet_grid_are_two_a_run() -> None:
     done: list[type] = []
     do = cluster.do
 
-    def count(viewer: Viewer, seen: Observation, action: Action) -> None:
+    def do_and_count(viewer: Viewer, seen: Observation, action: Action) -> None:
         done.append(type(action))
         do(viewer, seen, action)
 
-    cluster.do = count  # type: ignore[method-assign]
+    cluster.do = do_and_count  # type: ignore[method-assign]
     cluster.teardown()
     assert sorted(each.__name__ for each in done if each is not ListPods) == ["Create"] * 4 + ["Resume"] * 4
     assert done.count(ListPods) == 1

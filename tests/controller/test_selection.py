@@ -22,6 +22,7 @@ from controller.search import (
     expand,
 )
 from controller.selection import Waiting, due_decisions
+from controller.standing import Held
 from trainer.failure import ExitCode
 
 
@@ -58,6 +59,24 @@ def test_a_stage_waits_until_every_run_is_there() -> None:
 
     assert waiting["rate"] == Waiting("for 4 of 6 runs")
     assert waiting["gamma"] == Waiting("for stage rate to be decided")
+
+
+def test_a_stage_that_waits_for_runs_that_are_held_says_so() -> None:
+    grid = parse(TWO, seeds=2)
+    expansion = expand(grid, {}, FACTS)
+    done, first, second, third, *_ = [run.id for row in expansion.stages[0].experiments[::-1] for run in row.runs]
+    failures = {first: failure_of(first, ExitCode.TRAINING, "diverged")}
+    held: dict[str, Held] = {
+        done: "paused",
+        first: "paused",
+        second: "paused",
+        third: "cancelled",
+        "of-another": "paused",
+    }
+
+    waiting = due_decisions(grid, expansion, {done: result_of(done, 1)}, failures, NOW, held)
+
+    assert waiting["rate"] == Waiting("for 4 of 6 runs, of which 1 paused, 1 cancelled")
 
 
 def with_failure(on_failed: str, failure: Mapping[str, Any]) -> Decision | Waiting:

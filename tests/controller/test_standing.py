@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from grids import FACTS, NOW, TEXT, runs_of
 
 from controller.grid import parse_grid
 from controller.search import Decision, Expansion, RowSeen, expand
-from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable
+from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable, told_held
 from trainer.failure import Failure, SpecError
 from trainer.result import Result
 
@@ -145,6 +146,32 @@ def test_a_run_has_one_state_and_its_reason(
     is_test: bool, known_of: dict[str, Any], active: dict[str, str], state: State, reason: str | None
 ) -> None:
     assert run_state(Work("a", is_test), known(**known_of), active) == (state, reason)
+
+
+@pytest.mark.parametrize(
+    ("is_test", "known_of", "active", "state", "reason"),
+    [
+        pytest.param(False, {}, {}, "waiting", "paused", id="nothing-was-done"),
+        pytest.param(False, {}, QUEUED, "waiting", "paused", id="it-waited"),
+        pytest.param(False, {}, RUNS, "running", RUNS["a"], id="it-has-not-ended-yet"),
+        pytest.param(True, {"results": ("a",)}, {}, "waiting", "paused", id="its-test"),
+        pytest.param(False, {"results": ("a",)}, {}, "done", None, id="done-before"),
+        pytest.param(False, {"failures": ("a",)}, {}, "failed", "diverged: ", id="failed-before"),
+    ],
+)
+def test_a_run_that_is_held_waits_for_no_other_reason(
+    is_test: bool, known_of: dict[str, Any], active: dict[str, str], state: State, reason: str | None
+) -> None:
+    held = replace(known(**known_of), held={"a": "paused"})
+    assert run_state(Work("a", is_test), held, active) == (state, reason)
+
+
+def test_what_is_held_does_not_start_and_is_told() -> None:
+    work = [Work("a", False), Work("b", False), Work("a", True), Work("c", False), Work("d", False)]
+    held = replace(known(results=("d",)), held={"a": "paused", "b": "cancelled", "d": "paused", "gone": "paused"})
+    assert startable(work, held) == [Work("c", False)]
+    assert told_held(work, held) == "not started: 1 paused, 1 cancelled: a, b; `grid resume RUN` lets one go on"
+    assert told_held(work, known()) is None
 
 
 def test_a_failure_that_is_not_final_is_tried_again() -> None:

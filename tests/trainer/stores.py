@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import os
 import shutil
 import socket
 import struct
@@ -11,6 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +22,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainer.store import Store
+import pytest
+from botocore.loaders import Loader, create_loader
+
+from trainer.store import FileStore, S3Store, Store, open_store
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
@@ -114,6 +120,39 @@ def moto_server(folder: Path) -> Iterator[Server]:
         yield Server("moto", f"http://127.0.0.1:{port}", is_conditional=True)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Somewhere to keep objects, empty at first; `connect` opens it once more."""
+
+    name: str
+    uri: str
+    is_conditional: bool | None  # None where nobody has said
+
+    def connect(self, **settings: Any) -> FileStore | S3Store:
+        return open_store(self.uri) if self.uri.startswith("file:") else S3Store(self.uri, **settings)
+
+
+def use_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the AWS environment of this process point to `server` alone."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("botocore.session.create_loader", _api_models)
+
+
+@functools.cache
+def _api_models(_: str | None = None) -> Loader:
+    """botocore's descriptions of the S3 API, parsed once for all tests: most of what opening a store costs."""
+    return create_loader()
+
+
+def place_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A prefix of its own in the server's bucket."""
+    use_server(server, monkeypatch)
+    return Place(server.name, f"s3://{BUCKET}/{uuid.uuid4().hex}", server.is_conditional)
+
+
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
 
@@ -123,8 +162,9 @@ class FlakyServer:
     """A proxy in front of a server that breaks the requests it is told to break.
 
     `faults` are pairs of a text and a fault: the first pair whose text is in "METHOD path?query" is used up by that
-    request. `slow-down` and `denied` answer so; `reset` breaks the connection before the server hears of it, `lost`
-    after the server has done it, `torn` in the middle of the answer's body; `silent` says nothing for a second.
+    request. `slow-down` and `denied` answer so, `absent` with 404 and nothing else; `reset` breaks the connection
+    before the server hears of it, `lost` after the server has done it, `torn` in the middle of the answer's body;
+    `silent` says nothing for a second.
     """
 
     target: Server
@@ -162,6 +202,8 @@ class FlakyServer:
                     self._answer(503, SLOW_DOWN)
                 elif fault == "denied":
                     self._answer(403, DENIED)
+                elif fault == "absent":
+                    self._answer(404, b"")
                 elif fault == "reset":
                     self._reset()
                 else:

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from blobs import CONTENTS, SMALL, SPEC, write_dataset
+from blobs import CONTENTS, SMALL, SPEC
 from torchvision.transforms import v2
 
 import trainer.data
-from trainer.cache import Cache
 from trainer.data import Loader
-from trainer.dataset import DatasetIndex
 from trainer.decode import decode_image
-from trainer.part import Part, open_part
+from trainer.part import Part
 from trainer.spec import AUGMENTATIONS, AugmentationSpec, DataSpec
-from trainer.store import FileStore, open_store
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FileStore:
-    opened = open_store(f"file://{tmp_path}/store")
-    assert isinstance(opened, FileStore)
-    return opened
-
-
-@pytest.fixture
-def index(store: FileStore) -> DatasetIndex:
-    return write_dataset(store, CONTENTS)
-
-
-@pytest.fixture
-def open_train(tmp_path: Path, store: FileStore, index: DatasetIndex) -> Callable[..., Part]:
-    def opened(data: DataSpec = SPEC, folder: str = "cache", **cache: Any) -> Part:
-        return open_part(index, data, "train", store, Cache(tmp_path / folder, threads=2, **cache))
-
-    return opened
 
 
 def loader(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.document import MAX_ERRORS, Document, dotted_keys, read_document, show_path, validate, write_yaml
+from trainer.document import (
+    MAX_ERRORS,
+    Document,
+    absence,
+    dotted_keys,
+    read_document,
+    read_file,
+    show_path,
+    validate,
+    write_yaml,
+)
 from trainer.failure import SpecError
 from trainer.spec import ExperimentSpec
 
@@ -258,3 +269,55 @@ def test_dotted_keys_reach_into_every_member_of_a_union() -> None:
 
 def test_a_path_is_shown_as_a_person_writes_it() -> None:
     assert show_path(("stages", 1, "vary", "optimizer.lr", 0)) == "stages[1].vary.optimizer.lr[0]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 100_000, id="lists in brackets"),
+        pytest.param("{a: " * 100_000, id="mappings in braces"),
+        pytest.param("- " * 100_000, id="lists on one line"),
+        pytest.param("\n".join(" " * depth + "a:" for depth in range(3_000)), id="mappings by indent"),
+        pytest.param("[" * 500, id="not deep enough to end the process"),
+    ],
+)
+def test_values_nested_without_end_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"deep\.yaml.*(levels|not YAML)"):
+        read_document(text, "deep.yaml")
+
+
+def test_many_brackets_in_a_text_are_no_depth() -> None:
+    assert read_document(f"a: '{'[' * 5_000}'", "x").value == {"a": "[" * 5_000}
+
+
+def test_a_file_is_read_as_text_with_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
+    text = read_file(tmp_path / "a.yaml", "a.yaml")
+    assert text is not None
+    assert read_document(text, "a.yaml").value == {"a": 1, "b": 2}
+
+
+def test_bytes_that_are_no_text_are_told_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"a: 1\nb: \xe9t\xe9\n")
+    with pytest.raises(SpecError, match=r"a\.yaml:2: not readable as UTF-8 text: got byte 0xe9 there") as caught:
+        read_file(tmp_path / "a.yaml", "a.yaml")
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        pytest.param("", "a folder, expected a file", id="a folder"),
+        pytest.param("none", "no such file", id="nothing"),
+        pytest.param("x" * 5_000, "no such file", id="too long for a name"),
+        pytest.param("a\0b", "no such file", id="no name at all"),
+    ],
+)
+def test_where_there_is_no_file_it_is_said_why(tmp_path: Path, name: str, why: str) -> None:
+    assert read_file(tmp_path / name, "x") is None
+    assert absence(tmp_path / name) == why
+
+
+def test_a_file_that_refuses_to_be_read_is_told() -> None:
+    with pytest.raises(SpecError, match=r"mem: got .*, expected a file that can be read"):
+        read_file(Path("/proc/self/mem"), "mem")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import Place
+from stores import Place
 
 from trainer import lease as leases
 from trainer.failure import Stopped

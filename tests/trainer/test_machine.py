@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from trainer import machine
-from trainer.machine import available_memory, available_processors, available_threads, parse_gpu_list, visible_gpus
+from trainer.machine import (
+    available_memory,
+    available_processors,
+    available_threads,
+    parse_gpu_list,
+    peak_memory,
+    visible_gpus,
+)
 
 LISTED = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-2222-3333-4444-555555555555)
@@ -139,3 +148,39 @@ def test_device_nodes_stand_for_gpus_where_the_driver_lists_none(
 
 def test_a_machine_without_a_driver_has_no_gpus(tmp_path: Path) -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path) == ()
+
+
+MIB = 1 << 20
+LARGE_PARENT = """
+import os, subprocess, sys
+from trainer.machine import forget_peak_memory, peak_memory
+large = b"x" * (200 << 20)
+del large
+before = peak_memory()
+read, write = os.pipe()
+if not (child := os.fork()):
+    forget_peak_memory()
+    forked = peak_memory()
+    grown = b"x" * (50 << 20)
+    os.write(write, f"{forked} {peak_memory()}".encode())
+    os._exit(0)
+os.waitpid(child, 0)
+code = "from trainer.machine import peak_memory; print(peak_memory())"
+started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+print(before, *os.read(read, 100).decode().split(), started)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no Linux")
+def test_the_peak_of_memory_is_a_processs_own_and_none_of_its_parents() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_PARENT], capture_output=True, text=True, check=True)
+    parent, forked, grown, started = map(int, done.stdout.split())
+    assert parent > 200 * MIB
+    assert forked < 100 * MIB
+    assert grown - forked == pytest.approx(50 * MIB, rel=0.1)
+    assert started < 100 * MIB
+
+
+def test_where_nothing_tells_of_this_process_getrusage_does(tmp_path: Path) -> None:
+    held = b"x" * (100 * MIB)
+    assert peak_memory(tmp_path / "status") > len(held)

@@ -12,11 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from blobs import CONTENTS, SPEC, write_dataset
+from blobs import SPEC
 from PIL import Image
 
 import trainer.part
@@ -25,36 +24,15 @@ from trainer.dataset import DatasetIndex
 from trainer.decode import decode_image
 from trainer.failure import DataError
 from trainer.part import Part, open_part
-from trainer.spec import DataSpec
-from trainer.store import FileStore, open_store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FileStore:
-    opened = open_store(f"file://{tmp_path}/store")
-    assert isinstance(opened, FileStore)
-    return opened
-
-
-@pytest.fixture
-def index(store: FileStore) -> DatasetIndex:
-    return write_dataset(store, CONTENTS)
-
-
-@pytest.fixture
-def open_train(tmp_path: Path, store: FileStore, index: DatasetIndex) -> Callable[..., Part]:
-    def opened(data: DataSpec = SPEC, folder: str = "cache", **cache: Any) -> Part:
-        return open_part(index, data, "train", store, Cache(tmp_path / folder, threads=2, **cache))
-
-    return opened
+from trainer.store import FileStore
 
 
 def test_a_second_opening_needs_no_shard(
-    open_train: Callable[..., Part], store: FileStore, index: DatasetIndex
+    open_train: Callable[..., Part], file_store: FileStore, index: DatasetIndex
 ) -> None:
     first = open_train()
     for shard in range(len(index.shards)):
-        store.delete(index.shard_key(shard))
+        file_store.delete(index.shard_key(shard))
     again = open_train()
     assert again.pixels is not None
     assert first.pixels is not None
@@ -62,9 +40,9 @@ def test_a_second_opening_needs_no_shard(
 
 
 def test_the_test_part_is_not_read_for_training(
-    open_train: Callable[..., Part], store: FileStore, index: DatasetIndex
+    open_train: Callable[..., Part], file_store: FileStore, index: DatasetIndex
 ) -> None:
-    store.delete(index.shard_key(2))
+    file_store.delete(index.shard_key(2))
     assert len(open_train()) == 21
 
 
@@ -166,9 +144,9 @@ open_part(index, data, "train", open_store(uri), Cache(Path(folder), threads=2, 
 
 @pytest.mark.slow
 def test_a_killed_filling_is_taken_over(
-    open_train: Callable[..., Part], store: FileStore, index: DatasetIndex, tmp_path: Path
+    open_train: Callable[..., Part], file_store: FileStore, index: DatasetIndex, tmp_path: Path
 ) -> None:
-    given = pickle.dumps((index, SPEC, store.uri, str(tmp_path / "cache")))
+    given = pickle.dumps((index, SPEC, file_store.uri, str(tmp_path / "cache")))
     run = subprocess.run([sys.executable, "-c", KILLED], input=given, check=False)
     assert run.returncode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == [".partial"]
@@ -190,10 +168,10 @@ def test_a_folder_that_cannot_be_written_is_done_without(
 
 @pytest.mark.parametrize("budget", [None, 0], ids=["mapped", "streamed"])
 def test_changed_bytes_are_refused_by_path(
-    open_train: Callable[..., Part], store: FileStore, index: DatasetIndex, budget: int | None
+    open_train: Callable[..., Part], file_store: FileStore, index: DatasetIndex, budget: int | None
 ) -> None:
     entry = index.entries("train")[7]
-    path = store.local_path(index.shard_key(entry.shard))
+    path = file_store.local_path(index.shard_key(entry.shard))
     text = bytearray(path.read_bytes())
     text[entry.offset + entry.size // 2] ^= 1
     path.write_bytes(text)
@@ -207,13 +185,13 @@ def test_changed_bytes_are_refused_by_path(
     ids=["missing", "cut"],
 )
 def test_a_shard_that_is_not_whole_is_named(
-    open_train: Callable[..., Part], store: FileStore, index: DatasetIndex, change: bytes | None, message: str
+    open_train: Callable[..., Part], file_store: FileStore, index: DatasetIndex, change: bytes | None, message: str
 ) -> None:
     key = index.shard_key(0)
     if change is None:
-        store.delete(key)
+        file_store.delete(key)
     else:
-        store.put(key, change)
+        file_store.put(key, change)
     with pytest.raises(DataError, match=message) as caught:
         open_train()
     assert key in str(caught.value)
@@ -227,38 +205,38 @@ class Remote(FileStore):
         return None
 
 
-def remote(store: FileStore) -> Remote:
+def remote(file_store: FileStore) -> Remote:
     opened = Remote.__new__(Remote)
-    opened.__dict__.update(store.__dict__)
+    opened.__dict__.update(file_store.__dict__)
     return opened
 
 
 @pytest.mark.parametrize(("budget", "copies"), [(None, 0), (0, 1)], ids=["mapped", "streamed"])
 def test_shards_on_a_server_are_copied_for_as_long_as_they_are_read(
-    store: FileStore,
+    file_store: FileStore,
     index: DatasetIndex,
     tmp_path: Path,
     open_train: Callable[..., Part],
     budget: int | None,
     copies: int,
 ) -> None:
-    part = open_part(index, SPEC, "train", remote(store), Cache(tmp_path / "far", budget_bytes=budget, threads=2))
+    part = open_part(index, SPEC, "train", remote(file_store), Cache(tmp_path / "far", budget_bytes=budget, threads=2))
     indices = np.arange(len(part))
     for far, near in zip(part.images(indices), open_train().images(indices), strict=True):
         assert np.array_equal(far, near)
     assert len(list((tmp_path / "far" / "shards").glob("*.tar"))) == copies
 
 
-def test_a_copy_with_another_hash_is_refused(store: FileStore, index: DatasetIndex, tmp_path: Path) -> None:
-    store.put(index.shard_key(0), b"x" * index.shards[0].size)
+def test_a_copy_with_another_hash_is_refused(file_store: FileStore, index: DatasetIndex, tmp_path: Path) -> None:
+    file_store.put(index.shard_key(0), b"x" * index.shards[0].size)
     with pytest.raises(DataError, match="another SHA-256"):
-        open_part(index, SPEC, "train", remote(store), Cache(tmp_path / "far", threads=2))
+        open_part(index, SPEC, "train", remote(file_store), Cache(tmp_path / "far", threads=2))
     assert list((tmp_path / "far" / "shards").glob("*.tar")) == []
 
 
-def test_parts_share_one_budget(store: FileStore, index: DatasetIndex, tmp_path: Path) -> None:
-    probe = open_part(index, SPEC, "train", store, Cache(tmp_path / "probe", threads=1))
+def test_parts_share_one_budget(file_store: FileStore, index: DatasetIndex, tmp_path: Path) -> None:
+    probe = open_part(index, SPEC, "train", file_store, Cache(tmp_path / "probe", threads=1))
     cache = Cache(tmp_path / "cache", budget_bytes=probe.num_bytes + 1000, threads=1)
-    train, validation = (open_part(index, SPEC, name, store, cache) for name in ("train", "validation"))
+    train, validation = (open_part(index, SPEC, name, file_store, cache) for name in ("train", "validation"))
     assert train.pixels is not None
     assert validation.pixels is None

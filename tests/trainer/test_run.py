@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Place
 from pictures import import_pictures, put_run, tiny_run
-from stores import BUCKET, FlakyServer
+from stores import BUCKET, FlakyServer, Place
 
 from controller.knowledge import read_metrics
 from trainer.__main__ import main
@@ -332,6 +331,30 @@ def test_a_checkpoint_that_another_attempt_wrote_stops_this_one(data: tuple[File
 
     assert main([run, "--store", store.uri], emit=intrude, stop=StopSignal()) == ExitCode.STOPPED
     assert not list(store.list("results/"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        pytest.param(["photo.yaml"], "photo.yaml:1: not readable as UTF-8 text: got byte 0xff", id="no text"),
+        pytest.param(["folder"], "SPEC: got 'folder': a folder, expected a file", id="a folder"),
+        pytest.param(["x" * 5_000], "no such file", id="too long for a name"),
+        pytest.param(["none", "--store-patience", "-1"], "got '-1', expected seconds, 0 or more", id="no patience"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_ends_with_64(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    words: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("photo.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    assert main([*words, "--store", "file://./store"], stop=StopSignal()) == ExitCode.SPEC
+    assert told in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_wrong_command_line_is_a_wrong_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

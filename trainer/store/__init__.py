@@ -37,7 +37,10 @@ def open_store(
         return FileStore(Path(unquote(rest)))
     if separator and scheme == "s3":
         return S3Store(uri, patience_seconds=patience_seconds, on_retry=on_retry)
-    cures = {"file": f"for a folder below this one write file://./{rest}", "": f"for a folder write {_as_folder(uri)}"}
+    cures = {
+        "file": f"for a folder below this one write file://./{rest}",
+        "": f"for a folder write {_as_folder(uri or 'store')}",
+    }
     raise SpecError(
         f"store: got {uri!r}, expected file:///folder, file://./folder or s3://bucket/prefix",
         hint=cures.get(scheme if separator else "", "other servers are reached as s3:// with AWS_ENDPOINT_URL"),

@@ -86,7 +86,8 @@ class FileStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        with file_errors("opening the store", root):  # a relative one, where the working folder was removed
+            self.root = root.resolve()
         self.uri = self.root.as_uri()
         with file_errors("opening the store", self.root):
             if not self.root.parent.is_dir():

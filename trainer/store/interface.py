@@ -31,7 +31,7 @@ class Entry:
 class Retry:
     """A request that failed in a way that can pass, and is sent again after `delay`."""
 
-    operation: str  # reading, writing, listing, deleting
+    operation: str  # reading, writing, replacing, listing, deleting
     key: str
     kind: str  # throttled, server-error, connection, timeout, conflict
     tries: int  # so far

@@ -41,9 +41,11 @@ MAX_CONNECTIONS = 32
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the pod's service account"
 ENDPOINT = "check AWS_ENDPOINT_URL (as this process sees it: a pod may need another name than a laptop)"
 RIGHTS = "the key needs s3:ListBucket on the bucket and s3:GetObject, PutObject, DeleteObject on its objects"
+NO_BUCKET = "create the bucket, or correct its name in the store's URI and AWS_ENDPOINT_URL"
+NO_S3 = "the server cannot do this: choose another S3 server, or correct AWS_ENDPOINT_URL"
 
 S3_CURES = {
-    "NoSuchBucket": "create the bucket, or correct its name in the store's URI and AWS_ENDPOINT_URL",
+    "NoSuchBucket": NO_BUCKET,
     "InvalidBucketName": "correct the bucket's name in the store's URI",
     "AccessDenied": RIGHTS,
     "AllAccessDisabled": RIGHTS,
@@ -60,7 +62,12 @@ S3_CURES = {
     "EntityTooLarge": "the object is larger than the server takes",
     "QuotaExceeded": "the bucket's quota is used up: free some space (`grid gc` removes what no grid wants)",
     "XMinioStorageFull": "the server's disk is full: free some space (`grid gc` removes what no grid wants)",
-    "NotImplemented": "the server cannot do this: choose another S3 server",
+    "NotImplemented": NO_S3,
+    "501": NO_S3,
+    "405": NO_S3,
+    "404": NO_BUCKET,
+    "NotFound": NO_BUCKET,
+    "NoSuchKey": NO_BUCKET,
 }
 PASSING_CODES = {
     "SlowDown": "throttled",
@@ -78,6 +85,7 @@ PASSING_CODES = {
 FULL_CODES = {"QuotaExceeded", "XMinioStorageFull"}  # some servers say so with a 5xx, yet it does not pass
 UNSUPPORTED_CODES = {"NotImplemented", "InvalidArgument", "InvalidRequest", "MethodNotAllowed"}
 ABSENT_CODES = {"NoSuchKey", "404", "NotFound"}
+OF_ONE_OBJECT = {"reading", "replacing", "deleting"}  # what may find it absent; to all else a 404 is a fault
 
 
 class _Passing(Exception):
@@ -117,7 +125,12 @@ class S3Store:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix.rstrip("/")
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", bucket) is None:
-            raise SpecError(f"store: got {uri!r}, expected s3://bucket/prefix", hint="name the bucket after s3://")
+            raise SpecError(
+                f"store: got {uri!r}, expected s3://bucket/prefix",
+                hint=f"a bucket's name has 2 to 255 letters, digits or '.-_:', which {bucket!r} has not"
+                if bucket
+                else "name the bucket after s3://",
+            )
         if prefix:
             check_key(prefix)
         self.bucket = bucket
@@ -268,7 +281,7 @@ class S3Store:
             return _version(self._client.put_object(**request)["ETag"])
 
         try:
-            return self._call("writing", key, write)
+            return self._call("replacing" if "IfMatch" in condition else "writing", key, write)
         except Conflict:
             if tries > 1:
                 with suppress(NotFound):
@@ -421,7 +434,7 @@ class S3Store:
         place = f"{self.uri}: {operation} {key!r} failed: got {_told(error)}"
         if isinstance(error, exceptions.ClientError):
             self._reached = True
-            self._judge_answer(place, key, error, error.response.get("ResponseMetadata", {}))
+            self._judge_answer(place, operation, key, error, error.response.get("ResponseMetadata", {}))
         if isinstance(error, exceptions.EndpointConnectionError):
             self._judge_name(place, error)
             raise _Passing("connection") from error
@@ -441,9 +454,11 @@ class S3Store:
             raise StoreError(f"{place}, expected credentials for {self.endpoint}", hint=CREDENTIALS) from error
         raise StoreError(f"{place}, expected a request that boto3 can send") from error
 
-    def _judge_answer(self, place: str, key: str, error: Exception, metadata: Mapping[str, Any]) -> None:
+    def _judge_answer(
+        self, place: str, operation: str, key: str, error: Exception, metadata: Mapping[str, Any]
+    ) -> None:
         code, status = _code(error), int(metadata.get("HTTPStatusCode", 0))
-        if code in ABSENT_CODES:
+        if code in ABSENT_CODES and operation in OF_ONE_OBJECT:
             raise NotFound(key) from error
         if status == 412 or code == "PreconditionFailed":
             raise Conflict(f"{key}: {_told(error)}") from error

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Place, place_on
-from stores import SMALL_PARTS, Server, keys_of, pattern
+from stores import SMALL_PARTS, Place, Server, keys_of, pattern, place_on
 
 from trainer.failure import SpecError
 from trainer.store import Conflict, NotFound, Store, open_store

@@ -26,6 +26,15 @@ def test_a_store_that_was_never_written_to_is_empty(file_store: FileStore):
         file_store.get("a")
 
 
+def test_a_folder_below_one_that_was_removed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(StoreError, match="store: opening the store failed: got No such file or directory"):
+        FileStore(Path("store"))
+
+
 def test_a_folder_below_a_missing_one_is_refused(tmp_path: Path):
     with pytest.raises(StoreError, match="got no folder") as caught:
         FileStore(tmp_path / "none" / "store")

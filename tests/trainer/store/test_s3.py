@@ -5,15 +5,27 @@ from __future__ import annotations
 import io
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
-from conftest import place_on, use_server
-from stores import ACCESS_KEY, BUCKET, SMALL_PARTS, FlakyServer, Server, free_port, keys_of, pattern
+from stores import (
+    ACCESS_KEY,
+    BUCKET,
+    SMALL_PARTS,
+    FlakyServer,
+    Server,
+    free_port,
+    keys_of,
+    pattern,
+    place_on,
+    use_server,
+)
 
 from trainer.failure import StoreError
-from trainer.store import Conflict, Retry, S3Store
+from trainer.store import Conflict, NotFound, Retry, S3Store
 
 MIB = 1 << 20
 
@@ -232,6 +244,65 @@ def test_denied_access_is_told_at_once(flaky: FlakyServer, flaky_store: S3Store)
     with pytest.raises(StoreError, match="got AccessDenied: Access Denied") as caught:
         flaky_store.get("a")
     assert "s3:GetObject" in str(caught.value.hint)
+
+
+ACTIONS: dict[str, Callable[[S3Store], object]] = {
+    "listing": lambda store: keys_of(store),
+    "writing": lambda store: store.put("a", b"x"),
+    "creating": lambda store: store.create("a", b"x"),
+    "writing a large one": lambda store: store.put("a", pattern(6 * MIB)),
+}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_404_without_a_code_is_a_fault_of_what_asks_for_no_object(
+    flaky: FlakyServer, flaky_store: S3Store, action: str
+):
+    flaky.faults = [("", "absent")]
+    with pytest.raises(StoreError, match=f"got 404: Not Found, expected a bucket '{BUCKET}' at http") as caught:
+        ACTIONS[action](flaky_store)
+    assert str(caught.value).startswith(flaky_store.uri)
+    assert "create the bucket" in str(caught.value.hint)
+    assert flaky_store.retries == {}
+
+
+@pytest.mark.server
+def test_a_404_without_a_code_means_that_an_object_is_absent(flaky: FlakyServer, flaky_store: S3Store):
+    flaky.faults = [("", "absent")] * 3
+    with pytest.raises(NotFound):
+        flaky_store.get("a")
+    with pytest.raises(NotFound):
+        flaky_store.replace("a", b"x", "version")
+    flaky_store.delete("a")
+    assert flaky.faults == []
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *values: object) -> None:  # noqa: A002 - the base class has it so
+        pass
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("action", "got", "hint"),
+    [
+        pytest.param("listing", "got 404: Not Found", "correct its name", id="listing"),
+        pytest.param("writing", "got 501: Not Implemented", "correct AWS_ENDPOINT_URL", id="writing"),
+    ],
+)
+def test_a_server_that_knows_nothing_of_s3_is_told(monkeypatch: pytest.MonkeyPatch, action: str, got: str, hint: str):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        use_server(Server("files", f"http://127.0.0.1:{server.server_port}", is_conditional=False), monkeypatch)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            with pytest.raises(StoreError, match=f"{got}, expected a bucket 'bucket' at http") as caught:
+                ACTIONS[action](S3Store("s3://bucket/lab", patience_seconds=1))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert hint in str(caught.value.hint)
 
 
 def nowhere() -> Server:

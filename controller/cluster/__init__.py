@@ -1,0 +1,93 @@
+"""The Kubernetes API as one namespace of it is seen: requests, what their answers mean, retries and pacing.
+
+The only package that knows the `kubernetes` package and urllib3. Credentials, TLS, proxies, exec plugins and the
+renewal of tokens are the package's; objects stay the API's own JSON, since its model classes take longer to fill than
+an answer takes to come.
+"""
+
+from controller.cluster.client import Cluster, open_cluster
+from controller.cluster.connection import CLUSTER_PATIENCE_SECONDS, CONNECTIONS
+from controller.cluster.errors import (
+    ENDING_ERRORS,
+    ApiRetry,
+    ClusterError,
+    Expired,
+    Forbidden,
+    NotStarted,
+    ObjectAbsent,
+    ObjectChanged,
+    ObjectExists,
+    ObjectInvalid,
+    QuotaExceeded,
+    Unauthorized,
+    Unreachable,
+)
+from controller.cluster.resources import (
+    ACCESS_REVIEWS,
+    ACCOUNTS,
+    CLAIMS,
+    CONFIG_MAPS,
+    EVENTS,
+    JOBS,
+    KUEUE_GROUP,
+    LEASES,
+    LIMIT_RANGES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    PODS_EVERYWHERE,
+    PRIORITY_CLASSES,
+    QUOTAS,
+    SECRETS,
+    SELF_REVIEWS,
+    Access,
+    Listing,
+    NodeView,
+    Object,
+    Resource,
+)
+from controller.cluster.streams import Watch, WatchEvent
+
+__all__ = [
+    "ACCESS_REVIEWS",
+    "ACCOUNTS",
+    "CLAIMS",
+    "CLUSTER_PATIENCE_SECONDS",
+    "CONFIG_MAPS",
+    "CONNECTIONS",
+    "ENDING_ERRORS",
+    "EVENTS",
+    "JOBS",
+    "KUEUE_GROUP",
+    "LEASES",
+    "LIMIT_RANGES",
+    "NAMESPACES",
+    "NODES",
+    "PODS",
+    "PODS_EVERYWHERE",
+    "PRIORITY_CLASSES",
+    "QUOTAS",
+    "SECRETS",
+    "SELF_REVIEWS",
+    "Access",
+    "ApiRetry",
+    "Cluster",
+    "ClusterError",
+    "Expired",
+    "Forbidden",
+    "Listing",
+    "NodeView",
+    "NotStarted",
+    "Object",
+    "ObjectAbsent",
+    "ObjectChanged",
+    "ObjectExists",
+    "ObjectInvalid",
+    "QuotaExceeded",
+    "Resource",
+    "Unauthorized",
+    "Unreachable",
+    "Watch",
+    "WatchEvent",
+    "open_cluster",
+]

@@ -1,0 +1,67 @@
+"""MinIO as a process on loopback, from the program that `make kind-up` builds for its image."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from k8s.kind.cluster import make_bucket
+from k8s.kind.settings import S3_BUCKET, S3_KEY, S3_SECRET
+
+from .apiserver import FOLLOWING_ITS_PARENT, programs
+
+
+@dataclass(frozen=True)
+class Minio:
+    """A server that runs, with a bucket in it."""
+
+    endpoint: str
+    bucket: str = S3_BUCKET
+    access_key: str = S3_KEY
+    secret_key: str = S3_SECRET
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to reach the server and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@contextmanager
+def minio_server(folder: Path) -> Iterator[Minio]:
+    """A server over `folder`, which keeps what is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    words = ["server", "--quiet", "--address", address, "--console-address", "127.0.0.1:0", str(folder)]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MINIO_")},
+        "MINIO_ROOT_USER": S3_KEY,
+        "MINIO_ROOT_PASSWORD": S3_SECRET,
+        "MINIO_BROWSER": "off",
+        "MINIO_UPDATE": "off",
+    }
+    line = [sys.executable, "-c", FOLLOWING_ITS_PARENT, str(programs()["minio"]), *words]
+    with (
+        (folder.parent / f"{folder.name}.log").open("wb") as log,
+        subprocess.Popen(line, env=environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            make_bucket(f"http://{address}", S3_BUCKET)
+            yield Minio(f"http://{address}")
+        finally:
+            process.kill()
