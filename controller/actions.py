@@ -21,7 +21,7 @@ from controller.jobs import (
     JobView,
     grid_label,
 )
-from controller.standing import Work
+from controller.standing import Work, failure_text
 from trainer.failure import Failure
 
 
@@ -181,7 +181,7 @@ def changes(action: Action) -> dict[str, Any] | None:
             labels = {grid_label(grid): stage for grid, stage in add.items()}
             return {"metadata": {"labels": labels | {grid_label(grid): None for grid in remove}}}
         case MarkFailed(failure=failure):
-            told = f"{failure.reason}: {failure.message}"
+            told = failure_text(failure)
             return _annotated({FAILURE_ANNOTATION: told, TRANSITION_ANNOTATION: f"failed: {told}"})
         case NoteTries(text=text, told=told):
             return _annotated({TRIES_ANNOTATION: text, TRANSITION_ANNOTATION: told})
@@ -220,7 +220,7 @@ def notice(action: Action) -> Notice | None:
 
 
 def _failed(failure: Failure) -> Notice:
-    return Notice("Warning", "RunFailed", f"{failure.reason}: {failure.message}")
+    return Notice("Warning", "RunFailed", failure_text(failure))
 
 
 def _annotated(annotations: Mapping[str, str | None]) -> dict[str, Any]:

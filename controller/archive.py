@@ -1,5 +1,6 @@
 """What the store knows of a grid: its text, its intent and its decisions; and what its runs are started from.
 
+hashes/<file>.json                          the SHA-256 of weights/<file>, and of which version of it
 grids/<grid>/grid.yaml                      the grid in canonical form, with what the command line set
 grids/<grid>/intent.json                    whether its runs are to be trained, and which single ones are not
 grids/<grid>/settings.yaml                  the cluster's side of it, as it was submitted last
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -27,7 +29,7 @@ from controller.search import DataFacts, Decision, Expansion, Facts, Needs, Run,
 from controller.settings import Settings, parse_settings, settings_text
 from controller.standing import Held
 from trainer.dataset import PARTS, DatasetIndex, load_index
-from trainer.failure import DataError, Failure, SpecError
+from trainer.failure import DataError, Failure, SpecError, StoreError
 from trainer.identity import write_spec
 from trainer.result import Record, parse_record
 from trainer.store import Conflict, NotFound, Store
@@ -67,6 +69,13 @@ class Intent(Record):
     runs: Mapping[str, Held] = Field(
         default={}, description="of single runs, whatever else is wanted of the grid; those it leaves out are active"
     )
+
+
+class WeightsHash(Record):
+    """`hashes/<file>.json`: what a weights file is, so that it need not be read whole for each look at a grid."""
+
+    version: str = Field(description="of the file as the store lists it: with another one this is out of date")
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ def gather_facts(store: Store, needs: Needs) -> Facts:
         check_classifier(name)
     return Facts(
         data={name: data_facts(load_index(store, name)) for name in needs.data},
-        weights={name: _weights_sha256(store, name) for name in needs.weights},
+        weights={name: weights_sha256(store, name) for name in needs.weights},
         factories={name: check_factory(name) for name in needs.factories},
     )
 
@@ -131,7 +140,30 @@ def _aspect(width: int, height: int) -> float:
     return max(width, height) / min(width, height)
 
 
-def _weights_sha256(store: Store, name: str) -> str:
+def weights_sha256(store: Store, name: str) -> str:
+    """The hash of the file, read whole only where the store does not keep it of this version. Raises DataError.
+
+    A store that takes no objects is no error: the next one reads the file anew.
+    """
+    key, version = f"hashes/{name}.json", _weights_version(store, name)
+    with suppress(NotFound, DataError):  # a damaged one is made anew
+        kept = parse_record(WeightsHash, key, store.get(key))
+        if version is not None and kept.version == version:
+            return kept.sha256
+    found = _read_sha256(store, name)
+    if version is not None and _weights_version(store, name) == version:  # else someone wrote the file meanwhile
+        with suppress(StoreError):
+            store.put(key, WeightsHash(version=version, sha256=found).model_dump_json(indent=2).encode())
+    return found
+
+
+def _weights_version(store: Store, name: str) -> str | None:
+    """The file's version as the store lists it; none where there is no such file."""
+    key = f"weights/{name}"
+    return next((entry.version for entry in store.list(key) if entry.key == key), None)
+
+
+def _read_sha256(store: Store, name: str) -> str:
     digest = hashlib.sha256()
     try:
         with store.open(f"weights/{name}") as file:
@@ -300,23 +332,25 @@ def read_held(store: Store, grid: str) -> Mapping[str, Held]:
 
 def write_settings(store: Store, grid: str, settings: Settings) -> None:
     """Keep what the grid was submitted with, by which whoever acts on it makes its Jobs."""
-    text = settings_text(settings)
-    if stored_settings_text(store, grid) != text:
-        store.put(settings_key(grid), text.encode())
+    text, held = settings_text(settings).encode(), None
+    with suppress(NotFound):
+        held = store.get(settings_key(grid))
+    if held != text:
+        store.put(settings_key(grid), text)
 
 
 def stored_settings(store: Store, grid: str, assignments: Sequence[str] = ()) -> Settings | None:
     """What the grid was submitted with last, changed by `assignments`; none where it was not. Raises SpecError."""
-    text = stored_settings_text(store, grid)
-    return None if text is None else parse_settings(text, f"{store.uri}/{settings_key(grid)}", assignments)
-
-
-def stored_settings_text(store: Store, grid: str) -> str | None:
-    """The settings as the store has them; none where it has none."""
+    place = f"{store.uri}/{settings_key(grid)}"
     try:
-        return store.get(settings_key(grid)).decode()
+        return parse_settings(store.get(settings_key(grid)).decode(), place, assignments)
     except NotFound:
         return None
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{place}: got bytes that are no text ({error}), expected settings in YAML, encoded as UTF-8",
+            hint=f"`grid submit {grid} --settings FILE` writes them anew",
+        ) from error
 
 
 def stored_grids(store: Store) -> list[str]:
@@ -438,8 +472,11 @@ def attempt_failure(store: Store, run: str, attempt: str | None) -> Failure | No
         return None
 
 
-def record_failure_once(store: Store, failure: Failure) -> bool:
-    """Write the final failure unless the store has one by now, whose writer knew more; whether it was written."""
+def record_failure(store: Store, failure: Failure) -> bool:
+    """Write a failure after which only `grid retry` starts the run again; whether it was written.
+
+    It is not where the store has one by now, such as the trainer's own: its writer knew more.
+    """
     assert failure.final
     key, text = f"failures/{failure.run}.json", failure.model_dump_json(indent=2).encode()
     try:
@@ -453,12 +490,6 @@ def record_failure_once(store: Store, failure: Failure) -> bool:
         except (Conflict, NotFound):  # someone else writes or clears it at this moment
             return False
     return True
-
-
-def record_failure(store: Store, failure: Failure) -> None:
-    """Write a failure after which only `grid retry` starts the run again."""
-    assert failure.final
-    store.put(f"failures/{failure.run}.json", failure.model_dump_json(indent=2).encode())
 
 
 def clear_failures(store: Store, runs: Collection[str]) -> dict[str, Failure]:

@@ -24,7 +24,7 @@ STOPPED_EXITS = frozenset({ExitCode.STOPPED, SIGTERM})
 START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})  # of a container that has an exit code all the same
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONFIGURATION_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 10, 600  # a Job's, before its second pod and at most:
+JOB_BACKOFF_SECONDS, MAX_JOB_BACKOFF_SECONDS = 10, 600  # before a Job's second pod, and at most:
 # https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-backoff-failure-policy
 
 
@@ -55,23 +55,32 @@ def given_up(failure: Failure, tries: int) -> Failure:
     )
 
 
-def crash_failure(run: str, attempt: str | None, exit_code: int, recorded: Failure | None, tail: list[str]) -> Failure:
-    """The final failure of a run that ended MAX_TRIES times without a newer checkpoint on this machine."""
+# On this machine
+
+
+def crash_failure(
+    work: Work, attempt: str | None, exit_code: int, recorded: Failure | None, tail: list[str]
+) -> Failure:
+    """The final failure of work that ended MAX_TRIES times without a newer checkpoint."""
     if recorded is not None:
         return given_up(recorded, MAX_TRIES)
     hint = "`grid retry` tries again; the last lines of its output are in this failure"
     if exit_code == SIGKILL:
         hint = "killed: out of memory? Run fewer at once (--parallel), or set a smaller batch_size"
-    return Failure(
-        run=run,
-        attempt=attempt,
-        exit_code=exit_code,
-        reason="crashed",
-        message=f"{show_exit(exit_code)}; {MAX_TRIES} attempts brought no newer checkpoint",
-        hint=hint,
-        final=True,
-        log_tail=tail,
-    )
+    message = f"{show_exit(exit_code)}; {MAX_TRIES} attempts brought no newer checkpoint"
+    return _failure(work, exit_code, "crashed", message, hint, tail, attempt)
+
+
+def unrecorded_failure(work: Work, attempt: str | None, exit_code: int, tail: list[str]) -> Failure:
+    """The final failure of work whose trainer said that it failed for good, and could not write why."""
+    message = tail[-1] if tail else show_exit(exit_code)
+    return _failure(work, exit_code, ExitCode(exit_code).name.lower(), message, None, tail, attempt)
+
+
+def numbers_missing(work: Work, tail: list[str]) -> Failure:
+    """The final failure of work that ended well, and whose numbers are not in the store."""
+    hint = "`grid retry` tries again; the last lines of its output are in this failure"
+    return _failure(work, ExitCode.OK, "result-missing", "ended with exit code 0 and left no result", hint, tail)
 
 
 # In pods
@@ -145,7 +154,7 @@ def restart_seconds(job: JobView, pods: Iterable[PodView], now: datetime) -> flo
     failed = [pod for pod in pods if pod.phase == "Failed" and pod.job_uid == job.uid]
     if not failed:
         return 0.0
-    delay = min(BACKOFF_SECONDS << min(len(failed) - 1, 16), MAX_BACKOFF_SECONDS)
+    delay = min(JOB_BACKOFF_SECONDS << min(len(failed) - 1, 16), MAX_JOB_BACKOFF_SECONDS)
     return max(0.0, delay - (now - max(map(ended_at, failed))).total_seconds())
 
 
@@ -241,15 +250,23 @@ def _kubernetes_says(reason: str | None, message: str | None) -> str:
     return told or "Kubernetes does not say why"
 
 
-def _failure(work: Work, exit_code: int, reason: str, message: str, hint: str, tail: Sequence[str] = ()) -> Failure:
+def _failure(
+    work: Work,
+    exit_code: int,
+    reason: str,
+    message: str,
+    hint: str | None,
+    tail: Sequence[str] = (),
+    attempt: str | None = None,
+) -> Failure:
     return Failure(
         run=work.run,
-        attempt=None,
+        attempt=attempt,
         exit_code=exit_code,
         reason=reason,
         message=message,
         hint=hint,
-        during="test" if work.is_test else "train",
+        during=work.during,
         final=True,
         log_tail=list(tail),
     )

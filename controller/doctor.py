@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +21,11 @@ from trainer.cache import cache_usage
 from trainer.dataset import load_index
 from trainer.failure import DataError, GridError, SpecError
 from trainer.machine import available_memory, available_processors, cache_folder
+from trainer.probe import Answer, StoreAnswer, TorchAnswer, try_store
+from trainer.result import Numerics
 from trainer.store import NotFound, Store
 
-State = Literal["ok", "note", "wrong"]
+Severity = Literal["ok", "note", "wrong"]
 
 GIB = 1 << 30
 OLDEST_PYTHON, FIRST_UNKNOWN_PYTHON = (3, 11), (3, 14)
@@ -33,23 +33,7 @@ MEMORY_WANTED = 4 * GIB  # AlexNet at batch 256 with its images takes about 3 Gi
 DISK_WANTED = 5 * GIB  # Caltech-101: 0.1 GiB of shards, 2.6 GiB decoded, weights and checkpoints
 SKEW_SECONDS = 5.0  # a lease expires after 30
 TORCH_PATIENCE_SECONDS = 120.0
-
-ASK_TORCH = """
-import json, torch, torchvision
-from trainer import numerics
-from trainer.machine import available_threads
-from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
-spec = ExperimentSpec(data=DataSpec(name="any"), model=ModelSpec(architecture="any"))
-settled = numerics.settle(spec, numerics.pick_device(), available_threads())
-gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-print(json.dumps({
-    "torchvision": torchvision.__version__,
-    "cuda": torch.version.cuda,
-    "gpus": torch.cuda.device_count(),
-    "gpu_memory": gpu and gpu.total_memory,
-    **settled.model_dump(),
-}))
-"""
+TORCH_CURE = "run `make setup`; it installs torch and torchvision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +41,7 @@ class Check:
     """One thing looked at: fine, worth knowing, or wrong."""
 
     name: str
-    state: State
+    state: Severity
     found: str
     cure: str | None = None
 
@@ -91,97 +75,93 @@ def check_torch() -> list[Check]:
     start = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ASK_TORCH],
+            [sys.executable, "-m", "trainer.probe"],
             capture_output=True,
             text=True,
             timeout=TORCH_PATIENCE_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "GRID_TERMINATION_LOG": os.devnull},  # in a pod, that is who asks's own
         )
     except subprocess.TimeoutExpired:
         return [Check("torch", "wrong", f"no answer in {TORCH_PATIENCE_SECONDS:.0f} s", "is the disk very slow?")]
-    return read_torch_answer(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+    return judge_torch(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
 
-def read_torch_answer(exit_code: int, out: str, err: str, seconds: float) -> list[Check]:
-    """The checks that the child's answer comes to."""
+def judge_torch(exit_code: int, out: str, err: str, seconds: float) -> list[Check]:
+    """The checks that the probe's answer comes to."""
     if exit_code != 0:
         last = (err.strip().splitlines() or ["no message"])[-1]
-        return [
-            Check("torch", "wrong", f"does not load: {last}", "run `make setup`; it installs torch and torchvision")
-        ]
-    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
-    version = f"{answer['torch_version']} with torchvision {answer['torchvision']}, loaded in {seconds:.1f} s"
-    return [Check("torch", "ok", version), _check_device(answer), _check_precision(answer)]
+        return [Check("torch", "wrong", f"could not be asked: {last}", TORCH_CURE)]
+    torch = Answer.model_validate_json(out.splitlines()[-1]).torch
+    if torch.version is None:
+        return [Check("torch", "wrong", f"does not load: {torch.error}", TORCH_CURE)]
+    version = f"{torch.version} with torchvision {torch.torchvision}, loaded in {seconds:.1f} s"
+    found = Check("torch", "ok", version)
+    if torch.numerics is None:
+        cure = "see what `nvidia-smi` says; reinstall torch for its driver"
+        return [found, Check("device", "wrong", f"{torch.gpu or 'torch'} cannot compute: {torch.error}", cure)]
+    return [found, _check_device(torch, torch.numerics), _check_precision(torch.numerics)]
 
 
-def _check_device(answer: dict[str, Any]) -> Check:
-    if answer["device"] == "cuda":
-        memory = bytes_text(answer["gpu_memory"])
-        more = f", and {answer['gpus'] - 1} more" if answer["gpus"] > 1 else ""
-        capability = answer["instruction_set"]
-        return Check("device", "ok", f"{answer['device_model']}, {memory}, compute capability {capability}{more}")
-    found = f"{answer['device_model']}, {answer['threads']} threads, {answer['instruction_set']}"
+def _check_device(torch: TorchAnswer, numerics: Numerics) -> Check:
+    if numerics.device == "cuda":
+        memory = bytes_text(torch.gpu_memory or 0)
+        more = f", and {torch.num_gpus - 1} more" if torch.num_gpus > 1 else ""
+        capability = numerics.instruction_set
+        return Check("device", "ok", f"{numerics.device_model}, {memory}, compute capability {capability}{more}")
+    found = f"{numerics.device_model}, {numerics.threads} threads, {numerics.instruction_set}"
     if shutil.which("nvidia-smi") is None:
         return Check("device", "ok", f"{found}; no GPU")
-    reason = "this torch is built without CUDA" if answer["cuda"] is None else "torch finds no usable GPU"
+    reason = "this torch is built without CUDA" if torch.cuda is None else "torch finds no usable GPU"
     return Check("device", "note", f"{found}; {reason}", "see what `nvidia-smi` says; reinstall torch for its driver")
 
 
-def _check_precision(answer: dict[str, Any]) -> Check:
-    if answer["precision"] == "bf16":
+def _check_precision(numerics: Numerics) -> Check:
+    if numerics.precision == "bf16":
         return Check("precision", "ok", "auto means bf16 here")
     return Check("precision", "ok", "auto means fp32 here: nothing on this machine computes bf16 faster")
 
 
 def check_store(store: Store) -> Iterator[Check]:
     """Whether the store answers, takes objects, keeps two writers apart, and has this machine's time."""
-    key = f"doctor/{uuid.uuid4().hex}"
-    before = time.time()
     try:
-        store.put(key, b"doctor")
-        entries = list(store.list(key))
-        after = time.time()
-        content = store.get(key)
+        answer = try_store(store)
     except GridError as error:
         yield Check("store", "wrong", error.message, error.hint)
         return
-    finally:
-        _drop(store, key)
-    if content != b"doctor" or len(entries) != 1:
-        yield Check("store", "wrong", f"{store.uri} does not give back what was put into it", "use another server")
+    yield from judge_store(answer)
+
+
+def judge_store(answer: StoreAnswer, *, place: str = "", own_clock: str = "this machine's") -> Iterator[Check]:
+    """Whether the store can be used where it was asked; `place` ends the checks' names, as ` from a pod`."""
+    if answer.error is not None:
+        yield Check(f"store{place}", "wrong", answer.error, answer.hint)
         return
-    yield Check("store", "ok", f"{store.uri} can be written and read")
-    yield check_clock(entries[0].modified, before, after)
-    yield _check_conditions(store)
+    yield Check(f"store{place}", "ok", f"{answer.uri} can be written and read")
+    if answer.stamp is not None and answer.before is not None and answer.after is not None:
+        skew = skew_seconds(answer.stamp, answer.before, answer.after)
+        yield judge_clock(f"store's clock{place}", skew, "the store's clock", own_clock, "signatures and leases")
+    if answer.is_conditional:
+        yield Check(f"conditional writes{place}", "ok", "honoured: no run is ever trained twice at once")
+    else:
+        found = "not honoured: a run that is started in two places at once is trained twice, with the same numbers"
+        cure = "another S3 server, or version of it, spares that; else run a grid from one place at a time"
+        yield Check(f"conditional writes{place}", "note", found, cure)
 
 
-def _drop(store: Store, key: str) -> None:
-    try:
-        store.delete(key)
-    except GridError:
-        return  # what is wrong with the store was told already, and the object is six bytes
+def skew_seconds(stamp: float, before: float, after: float) -> float:
+    """How far a clock that said `stamp` is ahead of one that said `before` earlier, and `after` later."""
+    return stamp - after if stamp > after else min(0.0, stamp - before)
 
 
-def check_clock(stamp: float, before: float, after: float) -> Check:
-    """Whether the store's time `stamp` lies between two times of this machine, by and large."""
-    skew = stamp - after if stamp > after else min(0.0, stamp - before)
+def judge_clock(name: str, skew: float, clock: str, other: str, goes_by_it: str) -> Check:
+    """Whether a clock that is so many seconds ahead of another is near enough to it."""
     if abs(skew) <= SKEW_SECONDS:
-        return Check("clock", "ok", "the store's clock and this machine's agree")
+        return Check(name, "ok", f"{clock} and {other} agree")
     direction = "ahead of" if skew > 0 else "behind"
-    found = f"the store's clock is {abs(skew):.0f} s {direction} this machine's"
-    return Check("clock", "wrong", found, "let both keep time by NTP: signatures and leases go by it")
-
-
-def _check_conditions(store: Store) -> Check:
-    try:
-        is_conditional = store.is_conditional()
-    except GridError as error:
-        return Check("conditional writes", "wrong", error.message, error.hint)
-    if is_conditional:
-        return Check("conditional writes", "ok", "honoured: two machines never train the same run")
-    found = "not honoured: two machines that start the same run at once both train it, with the same numbers"
-    return Check("conditional writes", "note", found, "run a grid from one machine at a time, or use another server")
+    cure = f"let both keep time by NTP: {goes_by_it} go by it"
+    return Check(name, "wrong", f"{clock} is {abs(skew):.0f} s {direction} {other}", cure)
 
 
 def check_cache() -> Iterator[Check]:

@@ -1,13 +1,14 @@
 """What in a store nobody wants, found first and shown, removed only when asked.
 
 Wanted is every run that a grid in the store comes to. Of a wanted run stay its spec, numerics, attempts, results, and
-the blobs that its checkpoint or its result names. A run that is being trained is never touched.
+the blobs that its checkpoint or its result names. What is being trained or imported is never touched, nor what a grid
+came to want between being shown and being removed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,14 +16,14 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from controller.archive import Wants
-from trainer.dataset import load_index
+from controller.archive import Wants, stored_grids, wanted_of
+from trainer.dataset import dataset_lock, load_index
 from trainer.failure import DataError
 from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
 from trainer.store import Entry, FileStore, NotFound, Store
 
 DAY = 24 * 3600.0  # seconds
-MIN_AGE_SECONDS = DAY  # of what may be the first half of a write in flight: a blob without a pointer, a shard
+MIN_AGE_SECONDS = DAY  # of what may be the first half of a write in flight: a blob without a pointer, an import
 LEASE_SILENCE_SECONDS = 3600.0  # a lease of another host counts as held for so long: hosts' clocks differ
 
 Kind = Literal["grid", "run", "blobs", "shards", "data set"]
@@ -40,11 +41,6 @@ class Unwanted:
     keys: tuple[str, ...]
     size: int  # bytes
 
-    @property
-    def run(self) -> str | None:
-        """The run whose lock must be held to remove this."""
-        return self.name if self.kind in ("run", "blobs") else None
-
 
 @dataclass(frozen=True, slots=True)
 class Contents:
@@ -60,7 +56,8 @@ class Removal:
     """What a removal came to."""
 
     removed: list[Unwanted] = field(default_factory=list)
-    held: list[Unwanted] = field(default_factory=list)  # left alone, since someone trains them
+    held: list[Unwanted] = field(default_factory=list)  # left alone, since someone trains or imports them
+    wanted: list[Unwanted] = field(default_factory=list)  # left alone, since a grid came to want them meanwhile
 
     @property
     def size(self) -> int:
@@ -73,7 +70,8 @@ def find_unwanted(
 ) -> list[Unwanted]:
     """All that no grid `wants` at `now` (seconds since the epoch): grids, runs, blobs, shards, and data sets if asked.
 
-    Data sets are left out by default: an import may come before the first grid that names it.
+    Data sets are left out by default: an import may come before the first grid that names it. One to which something
+    was written within MIN_AGE_SECONDS may be half an import, on whatever host.
     """
     by_home: dict[tuple[str, str], list[Entry]] = {}
     for entry in contents.objects:
@@ -90,7 +88,8 @@ def find_unwanted(
             found += _orphan_blobs(name, entries, contents.named_blobs.get(name), now)
         elif kind == "data set":
             if data_sets and name not in named_sets:
-                found.append(_item("data set", name, "named by no grid", entries))
+                if all(_is_old(entry, now) for entry in entries):
+                    found.append(_item("data set", name, "named by no grid", entries))
             else:
                 found += _orphan_shards(name, entries, contents.named_shards.get(name), now)
     return found
@@ -122,14 +121,16 @@ def _turn(key: str) -> int:
     return 2 if key.endswith("/lease.json") else 1
 
 
+def _is_old(entry: Entry, now: float) -> bool:
+    return now - entry.modified > MIN_AGE_SECONDS
+
+
 def _orphan_blobs(run: str, entries: Iterable[Entry], named: frozenset[str] | None, now: float) -> list[Unwanted]:
     if named is None:
         return []
     prefix = f"runs/{run}/blobs/"
     orphans = [
-        entry
-        for entry in entries
-        if entry.key.startswith(prefix) and entry.key not in named and now - entry.modified > MIN_AGE_SECONDS
+        entry for entry in entries if entry.key.startswith(prefix) and entry.key not in named and _is_old(entry, now)
     ]
     return [_item("blobs", run, "named by no checkpoint or result", orphans)] if orphans else []
 
@@ -138,9 +139,7 @@ def _orphan_shards(name: str, entries: Iterable[Entry], named: frozenset[str] | 
     if named is None:
         return []
     orphans = [
-        entry
-        for entry in entries
-        if entry.key.endswith(".tar") and entry.key not in named and now - entry.modified > MIN_AGE_SECONDS
+        entry for entry in entries if entry.key.endswith(".tar") and entry.key not in named and _is_old(entry, now)
     ]
     return [_item("shards", name, "of an import that was replaced or never ended", orphans)] if orphans else []
 
@@ -209,35 +208,76 @@ def _named_shards(store: Store, name: str) -> frozenset[str] | None:
     return frozenset(index.shard_key(shard) for shard in range(len(index.shards)))
 
 
-def remove(store: Store, items: Iterable[Unwanted]) -> Removal:
-    """Remove `items` but those of runs that someone trains."""
-    done = Removal()
+def remove(store: Store, items: Iterable[Unwanted], forget: Collection[str] = ()) -> Removal:
+    """Remove `items`, but those that someone trains or imports, and those that a grid wants by now.
+
+    Grids to `forget` want nothing. Raises GridError when one of the others cannot be read: what it wants is unknown.
+    """
+    done, wants = Removal(), _Wants(store, forget)
     for item in items:
-        if item.run is None:
-            _delete(store, item)
-            done.removed.append(item)
-            continue
-        with _held(store, item.run) as is_ours:
-            if is_ours:
-                _delete(store, item)
-            (done.removed if is_ours else done.held).append(item)
+        with _held(store, item) as is_ours:
+            if not is_ours:
+                done.held.append(item)
+            elif not _is_unwanted(store, item, wants.now()):
+                done.wanted.append(item)
+            else:
+                for key in item.keys:
+                    store.delete(key)
+                done.removed.append(item)
     return done
 
 
-def _delete(store: Store, item: Unwanted) -> None:
-    for key in item.keys:
-        store.delete(key)
+class _Wants:
+    """What the store's grids want, worked out again only where a grid or a decision has come, gone or changed."""
+
+    def __init__(self, store: Store, forget: Collection[str]) -> None:
+        self._store = store
+        self._forget = frozenset(forget)
+        self._seen: list[tuple[str, str]] | None = None
+        self._wants: Mapping[str, Wants] = {}
+
+    def now(self) -> Mapping[str, Wants]:
+        """What each grid wants at this moment."""
+        seen = [
+            (entry.key, entry.version)
+            for entry in self._store.list("grids/")
+            if entry.key.split("/")[1] not in self._forget
+        ]
+        if seen != self._seen:
+            self._wants = wanted_of(self._store, frozenset(stored_grids(self._store)) - self._forget)
+            self._seen = seen
+        return self._wants
+
+
+def _is_unwanted(store: Store, item: Unwanted, wants: Mapping[str, Wants]) -> bool:
+    """Whether all of the item is still wanted by nobody; for who holds its lock, so that it stays so."""
+    match item.kind:
+        case "grid":
+            return item.name not in wants
+        case "run":
+            return item.name not in _runs(wants)
+        case "data set":
+            return not any(item.name in each.data_sets for each in wants.values())
+        case "blobs":
+            named = _named_blobs(store, item.name)
+        case "shards":
+            named = _named_shards(store, item.name)
+    return named is not None and named.isdisjoint(item.keys)
 
 
 @contextmanager
-def _held(store: Store, run: str) -> Iterator[bool]:
-    """Whether this process has the run for itself: no process of this host trains it, and none of another seems to."""
-    lock = run_lock(store, run)
+def _held(store: Store, item: Unwanted) -> Iterator[bool]:
+    """Whether nobody works on it, as long as this lasts: no process of this host, and none of another as it seems."""
+    if item.kind == "grid":
+        yield True
+        return
+    is_run = item.kind in ("run", "blobs")
+    lock = run_lock(store, item.name) if is_run else dataset_lock(store, item.name)
     if not lock.acquire():
         yield False
         return
     try:
-        yield not _is_held_elsewhere(store, run)
+        yield not (is_run and _is_held_elsewhere(store, item.name))
     finally:
         lock.release()
 

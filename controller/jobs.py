@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from controller.standing import Work
 
@@ -19,7 +19,14 @@ SEED_LABEL = f"{DOMAIN}/seed"
 WORK_LABEL = f"{DOMAIN}/work"  # training | test
 GRID_LABEL_PREFIX = f"grid.{DOMAIN}/"  # + the grid's name: the stage in which the run stands first
 MANAGED_BY = "experiment-grid"
-SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY},{RUN_LABEL}"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+OWN_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"  # whatever this project makes by itself
+SELECTOR = f"{OWN_SELECTOR},{RUN_LABEL}"  # Jobs and pods of runs
+GRID_COMPONENT = "grid"  # a ConfigMap that stands for a grid
+GRID_SELECTOR = f"{OWN_SELECTOR},{COMPONENT_LABEL}={GRID_COMPONENT}"
+PROBE_LABEL = f"{DOMAIN}/probe"  # and none of a run: the controller passes such a Job by
+PROBE_SELECTOR = f"{OWN_SELECTOR},{PROBE_LABEL}"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
@@ -40,8 +47,6 @@ PROGRESS_ANNOTATIONS = {
 TEST_SUFFIX = "-test"
 CONTAINER = "trainer"  # the pod's container that trains; a pod template patch, or a mesh, may put others beside it
 
-WorkLabel = Literal["training", "test"]
-
 
 def job_name(work: Work) -> str:
     """Name of the work's Job: the same work, the same name, so that a second creation is refused by the API."""
@@ -51,6 +56,19 @@ def job_name(work: Work) -> str:
 def named_work(name: str) -> Work:
     """The work whose Job has that name."""
     return Work(name.removesuffix(TEST_SUFFIX), name.endswith(TEST_SUFFIX))
+
+
+def standard_labels(component: str) -> dict[str, str]:
+    """What every object of this project's making is labelled with, by its part in it.
+
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/
+    """
+    return {
+        "app.kubernetes.io/name": MANAGED_BY,
+        COMPONENT_LABEL: component,
+        "app.kubernetes.io/part-of": MANAGED_BY,
+        MANAGED_BY_LABEL: MANAGED_BY,
+    }
 
 
 def grid_label(grid: str) -> str:
@@ -269,14 +287,6 @@ def workload_view(workload: Mapping[str, Any]) -> WorkloadView | None:
         is_evicted=evicted.get("status") == "True",
         message=reserved.get("message") or evicted.get("message") or "",
     )
-
-
-def pods_by_work(pods: Iterable[PodView]) -> dict[Work, list[PodView]]:
-    """The pods of each work, the oldest first."""
-    found: dict[Work, list[PodView]] = {}
-    for pod in sorted(pods, key=lambda pod: (pod.created, pod.name)):
-        found.setdefault(pod.work, []).append(pod)
-    return found
 
 
 def read_time(text: str) -> datetime:

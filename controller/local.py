@@ -35,7 +35,7 @@ from controller.archive import (
     record_failure,
     write_run_spec,
 )
-from controller.attempts import MAX_TRIES, crash_failure, show_exit, tries_after
+from controller.attempts import MAX_TRIES, crash_failure, numbers_missing, show_exit, tries_after, unrecorded_failure
 from controller.grid import Grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
@@ -48,6 +48,9 @@ from controller.standing import (
     State,
     Work,
     chosen_work,
+    excess_failures,
+    failure_text,
+    numbers_text,
     refuse_no_fit,
     run_state,
     startable,
@@ -56,11 +59,12 @@ from controller.standing import (
 from controller.wording import count_text
 from controller.workers import Machine, Share, Worker, Workers, share_of, this_machine
 from trainer.failure import FINAL_EXITS, ExitCode, Failure, OtherNumerics, StoreError
-from trainer.lease import EXPIRY_SECONDS, HostLock, LeaseRecord, run_lock, this_host
+from trainer.lease import EXPIRY_SECONDS, LeaseRecord, run_lock, this_host
+from trainer.lock import HostLock
 from trainer.spec import ExperimentSpec
 from trainer.store import STORE_PATIENCE_SECONDS, Store
 
-BACKOFF_SECONDS = (1.0, 5.0)  # before the second and the third
+PAUSE_SECONDS = (1.0, 5.0)  # before the second attempt, and before each one after that
 LOOK_AGAIN_SECONDS = 2.0  # between looks at a run that is trained elsewhere
 TICK_SECONDS = 0.25  # at least so often the view is brought up to date, and a stop is heard
 FOLDER_PREFIX = "grid-run-"  # of the temporary folder that attempts write their output to
@@ -71,7 +75,7 @@ LOCKLESS_SECONDS = 60.0  # a folder without a lock is about to get it, or its pr
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class Backoff:
     """Attempts at one piece of work that ended before their time."""
 
     count: int = 0  # without a newer checkpoint
@@ -92,21 +96,21 @@ class Elsewhere:
 Verdict = Literal["done", "failed", "elsewhere", "again", "give up"]
 
 
-def judge(exit_code: int, tries: Tries, sequence: int, now: float) -> tuple[Verdict, Tries]:
+def judge(exit_code: int, backoff: Backoff, sequence: int, now: float) -> tuple[Verdict, Backoff]:
     """What the end of an attempt means, and what to remember of it; `sequence` is the newest checkpoint's.
 
     The bound on attempts is on those that brought no newer checkpoint: a run on a shaky machine may take many.
     """
     if exit_code == ExitCode.OK:
-        return "done", Tries()
+        return "done", Backoff()
     if exit_code in FINAL_EXITS:
-        return "failed", Tries()
+        return "failed", Backoff()
     if exit_code == ExitCode.STOPPED:  # by someone else, or because another process has the run: no fault of its own
-        return "elsewhere", replace(tries, not_before=now + LOOK_AGAIN_SECONDS)
-    count = tries_after(tries.count, tries.sequence, sequence)
+        return "elsewhere", replace(backoff, not_before=now + LOOK_AGAIN_SECONDS)
+    count = tries_after(backoff.count, backoff.sequence, sequence)
     if count >= MAX_TRIES:
-        return "give up", Tries(count, sequence)
-    return "again", Tries(count, sequence, now + BACKOFF_SECONDS[count - 1])
+        return "give up", Backoff(count, sequence)
+    return "again", Backoff(count, sequence, now + PAUSE_SECONDS[min(count, len(PAUSE_SECONDS)) - 1])
 
 
 def next_starts(
@@ -297,7 +301,7 @@ class Session:
         self.work = chosen_work(self.sight.expansion, choice)
         self.stopping: str | None = None
         self.store_error: StoreError | None = None  # what ends the session once its runs have stopped
-        self.tries: dict[Work, Tries] = {}
+        self.backoffs: dict[Work, Backoff] = {}
         self._ended: deque[Worker] = deque()  # at work no longer, and not yet concluded
         self._untold: set[Work] = set()  # attempts that may go on from a checkpoint: their first word says from where
         self.elsewhere: dict[Work, Elsewhere] = {}
@@ -429,7 +433,7 @@ class Session:
             for work in self.left()
             if work not in self.workers.active
             and work not in self.elsewhere
-            and self.tries.get(work, Tries()).not_before <= now
+            and self.backoffs.get(work, Backoff()).not_before <= now
         ]
         specs: dict[str, ExperimentSpec] = {work.run: self.sight.runs[work.run].spec for work in ready}
         active = [each.share for each in self.workers.active.values()]
@@ -440,13 +444,11 @@ class Session:
 
     def _is_halted(self) -> bool:
         limit = self.grid.max_failed
-        failed = {work.run for work in self.sight.work if self.known.is_failed(work)}
-        halted = limit is not None and len(failed) > limit
-        if halted and not self._halted:
-            self.view.say(
-                "failed", f"{len(failed)} runs failed, more than max_failed {limit} of the grid: nothing new starts"
-            )
-        return halted
+        num_failed = excess_failures(self.sight.work, self.known.is_failed, limit)
+        if num_failed and not self._halted:
+            runs = count_text(num_failed, "run")
+            self.view.say("failed", f"{runs} failed, more than max_failed {limit} of the grid: nothing new starts")
+        return num_failed > 0
 
     def start(self, work: Work, run: Run, share: Share) -> None:
         """Start an attempt at `work`, unless another process is at it."""
@@ -484,7 +486,7 @@ class Session:
         if exit_code == ExitCode.DEVICE and self._conclude_other_numerics(worker):
             return
         sequence = checkpoint_sequence(self.store, work.run)
-        verdict, tries = judge(exit_code, self.tries.get(work, Tries()), sequence, now)
+        verdict, backoff = judge(exit_code, self.backoffs.get(work, Backoff()), sequence, now)
         match verdict:
             case "done":
                 self._conclude_done(worker)
@@ -499,8 +501,8 @@ class Session:
                 self._keep_output(worker)
                 self.view.say(
                     "again",
-                    f"{worker.label}: {show_exit(exit_code)}; attempt {tries.count + 1} of {MAX_TRIES} without a newer "
-                    f"checkpoint in {tries.not_before - now:.0f} s",
+                    f"{worker.label}: {show_exit(exit_code)}; attempt {backoff.count + 1} of {MAX_TRIES} without a "
+                    f"newer checkpoint in {backoff.not_before - now:.0f} s",
                 )
             case "give up":
                 attempt = self._keep_output(worker)
@@ -510,32 +512,23 @@ class Session:
                     self.store_error = StoreError(recorded.message if recorded else show_exit(exit_code), hint=hint)
                     self.stop("the store failed")
                     return
-                failure = crash_failure(work.run, attempt, exit_code, recorded, worker.tail())
+                failure = crash_failure(work, attempt, exit_code, recorded, worker.tail())
                 record_failure(self.store, failure)
                 self._say_failed(worker, failure)
-        self.tries[work] = tries
+        self.backoffs[work] = backoff
 
     def _conclude_done(self, worker: Worker) -> None:
-        run = worker.work.run
-        if worker.work.is_test:
-            tested = read_tests(self.store, [run]).get(run)
-            told = f"test accuracy {tested.test_accuracy:.4f}, loss {tested.test_loss:.4f}" if tested else ""
+        work = worker.work
+        if work.is_test:
+            known = Known(tests=read_tests(self.store, [work.run]))
         else:
-            result = read_numbers(self.store, [run]).get(run)
+            known = Known(results=read_numbers(self.store, [work.run]))
             if worker.epoch:  # it may have found its result in the store
                 self._durations.append(time.monotonic() - worker.started)
-            told = (
-                f"validation accuracy {result.validation_accuracy:.4f}, loss {result.validation_loss:.4f} "
-                f"in epoch {result.best_epoch}"
-                if result
-                else ""
-            )
-        if told:
-            self.view.say("done", f"{worker.label}: {told}")
+        if known.is_done(work):
+            self.view.say("done", f"{worker.label}: {numbers_text(work, known)}")
         else:  # an image under the same contract may be wrong; nothing in this repository does so
-            failure = crash_failure(run, None, 0, None, worker.tail()).model_copy(
-                update={"reason": "result-missing", "message": "ended with exit code 0 and left no result"}
-            )
+            failure = numbers_missing(work, worker.tail())
             record_failure(self.store, failure)
             self._say_failed(worker, failure)
 
@@ -543,15 +536,7 @@ class Session:
         run = worker.work.run
         failure = read_failures(self.store, [run]).get(run)
         if failure is None:  # the trainer could not write it
-            failure = Failure(
-                run=run,
-                attempt=self._keep_output(worker),
-                exit_code=exit_code,
-                reason=ExitCode(exit_code).name.lower(),
-                message=next(iter(worker.tail()[-1:]), show_exit(exit_code)),
-                final=True,
-                log_tail=worker.tail(),
-            )
+            failure = unrecorded_failure(worker.work, self._keep_output(worker), exit_code, worker.tail())
             record_failure(self.store, failure)
         self._say_failed(worker, failure)
 
@@ -573,8 +558,7 @@ class Session:
 
     def _say_failed(self, worker: Worker, failure: Failure) -> None:
         self._told_failed.add(failure.run)
-        hint = f"\nhint: {failure.hint}" if failure.hint else ""
-        self.view.say("failed", f"{worker.label}: {failure.reason}: {failure.message}{hint}")
+        self.view.say("failed", f"{worker.label}: {failure_text(failure, with_hint=True)}")
 
     def _keep_output(self, worker: Worker) -> str | None:
         """Put an attempt's output into the store, which it could not do itself; the attempt's name, if it had one."""

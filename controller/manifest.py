@@ -18,7 +18,6 @@ import yaml
 
 from controller.jobs import (
     CONTAINER,
-    MANAGED_BY,
     QUEUE_LABEL,
     QUEUE_PRIORITY_LABEL,
     RUN_LABEL,
@@ -27,6 +26,7 @@ from controller.jobs import (
     WORK_LABEL,
     grid_label,
     job_name,
+    standard_labels,
 )
 from controller.patch import (
     CA_FOLDER,
@@ -37,8 +37,9 @@ from controller.patch import (
     patched,
 )
 from controller.plan import Resources as PlannedResources
+from controller.quantities import quantity
 from controller.search import Expansion
-from controller.settings import DEFAULT_STORE_PATIENCE, MIB, Settings, amount
+from controller.settings import DEFAULT_STORE_PATIENCE, MIB, Settings
 from controller.standing import Work
 from trainer.document import plain_value
 from trainer.failure import FINAL_EXITS, ExitCode, SpecError
@@ -64,16 +65,16 @@ BESIDE_SCRATCH = 1 * GIB  # /tmp, logs, what the container writes of its own
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class Footprint:
     """What a grid's runs need, as far as its plan knows; none where it does not."""
 
     memory_bytes: int | None = None  # the largest resident set of like runs on a CPU
     scratch_bytes: int | None = None  # decoded images
 
     @staticmethod
-    def of(planned: PlannedResources) -> Needs:
-        """The needs that a plan worked out."""
-        return Needs(planned.peak_memory_bytes, planned.cache_bytes)
+    def of(planned: PlannedResources) -> Footprint:
+        """What a plan worked out."""
+        return Footprint(planned.peak_memory_bytes, planned.cache_bytes)
 
 
 class JobTemplate:
@@ -83,10 +84,10 @@ class JobTemplate:
     not reach the store so.
     """
 
-    def __init__(self, settings: Settings, store_uri: str, needs: Needs | None = None) -> None:
+    def __init__(self, settings: Settings, store_uri: str, footprint: Footprint | None = None) -> None:
         self.settings = settings
         self.store_uri = settings.store.uri or store_uri
-        self.needs = needs or Needs()
+        self.footprint = footprint or Footprint()
         self._templates = {is_test: self._pod_template(is_test) for is_test in (False, True)}
         if self.store_uri.startswith("file:"):
             self._check_folder(self.store_uri.removeprefix("file://"))
@@ -134,13 +135,7 @@ class JobTemplate:
 
     @cached_property
     def _standard_labels(self) -> dict[str, str]:
-        """https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/"""
-        labels = {
-            "app.kubernetes.io/name": "experiment-grid",
-            "app.kubernetes.io/component": COMPONENT,
-            "app.kubernetes.io/part-of": "experiment-grid",
-            "app.kubernetes.io/managed-by": MANAGED_BY,
-        }
+        labels = standard_labels(COMPONENT)
         with suppress(PackageNotFoundError):  # it may run from its source, not installed
             labels["app.kubernetes.io/version"] = version("experiment-grid").replace("+", "_")  # a label may hold no +
         return labels
@@ -293,7 +288,7 @@ class JobTemplate:
             limit = getattr(limited, name.replace("-", "_"))
             if limit is not None:
                 limits[name] = requests[name] if limit == "request" else limit
-            if name in limits and amount(limits[name]) < amount(requests[name]):
+            if name in limits and quantity(limits[name]) < quantity(requests[name]):
                 limits[name] = requests[name]  # what `auto` came to
         if (gpu := self.settings.gpu) is not None:
             limits[gpu.resource] = requests[gpu.resource] = str(gpu.count)  # extended resources are never overcommitted
@@ -302,15 +297,16 @@ class JobTemplate:
     def _memory(self) -> str:
         if self.settings.gpu is not None:
             return _bytes_text(UNKNOWN_GPU_MEMORY)  # what runs on a GPU report is the GPU's
-        if self.needs.memory_bytes is None:
+        if self.footprint.memory_bytes is None:
             return _bytes_text(UNKNOWN_MEMORY)
-        return _bytes_text(max(LEAST_MEMORY, self.needs.memory_bytes * 5 // 4))
+        return _bytes_text(max(LEAST_MEMORY, self.footprint.memory_bytes * 5 // 4))
 
     def _scratch(self) -> int:
         """Bytes for decoded images."""
         if self.settings.cache.size != "auto":
-            return int(amount(self.settings.cache.size))
-        return UNKNOWN_SCRATCH if self.needs.scratch_bytes is None else self.needs.scratch_bytes * 9 // 8 + ROUNDED_TO
+            return int(quantity(self.settings.cache.size))
+        known = self.footprint.scratch_bytes
+        return UNKNOWN_SCRATCH if known is None else known * 9 // 8 + ROUNDED_TO
 
     def _volumes(self) -> list[dict[str, Any]]:
         spec = {"path": SPEC_FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{SPEC_ANNOTATION}']"}}

@@ -116,6 +116,7 @@ class Mirror:
         self._jobs: dict[Work, JobView] = {}
         self._pods: dict[Work, tuple[PodView, ...]] = {}
         self._refusals: dict[Work, RefusalView] = {}
+        self._early_refusals: dict[Work, RefusalView] = {}  # of Jobs that are not here yet, or are none of ours
         self._workloads: dict[Work, WorkloadView] = {}
         self._unlisted: dict[Work, int] = {}  # and which coming or going of a Job it was last
         self._num_came_or_gone = 0
@@ -352,6 +353,8 @@ class Mirror:
         if new is not None and new.name == job_name(new.work):  # else one that merely carries our labels
             self._jobs[new.work] = new
             self._changed.add(new.work)
+            if (refusal := self._early_refusals.pop(new.work, None)) is not None:  # the watches run side by side
+                self._refusals[new.work] = refusal
         if new is None and old is not None and self._jobs.get(old.work) is old:
             del self._jobs[old.work]
             self._refusals.pop(old.work, None)
@@ -367,13 +370,18 @@ class Mirror:
                 del self._pods[work]
             self._changed.add(work)
 
-    def _refusal_changed(self, _: RefusalView | None, new: RefusalView | None) -> None:
-        if new is None:  # forgotten by the server after an hour, and true until a pod is there
+    def _refusal_changed(self, old: RefusalView | None, new: RefusalView | None) -> None:
+        if new is None:  # forgotten by the server after an hour, and true of a Job of ours until a pod is there
+            if old is not None and self._early_refusals.get(old.work) is old:
+                del self._early_refusals[old.work]
             return
-        held = self._refusals.get(new.work)
+        is_ours = new.work in self._jobs
+        refusals = self._refusals if is_ours else self._early_refusals
+        held = refusals.get(new.work)
         if held is None or held.time <= new.time:
-            self._refusals[new.work] = new
-            self._changed.add(new.work)
+            refusals[new.work] = new
+            if is_ours:
+                self._changed.add(new.work)
 
     def _is_refused(self, work: Work, refusal: RefusalView) -> bool:
         job, pods = self._jobs.get(work), self._pods.get(work)
@@ -388,14 +396,14 @@ class Mirror:
                 self._workloads[new.work] = new
         elif old is not None and self._workloads.get(old.work) is old:
             del self._workloads[old.work]
-        self._changed.update(view.work for view in (old, new) if view is not None)
+        self._changed.update(view.work for view in (old, new) if view is not None and view.work in self._jobs)
 
 
 def _workloads(cluster: Cluster) -> Resource:
-    api = cluster.preferred_api(KUEUE_GROUP)
-    if api is None:
+    kueue = cluster.kueue()
+    if kueue is None:
         raise ClusterError(
             f"{cluster.place}: got no API group {KUEUE_GROUP}, expected Kueue to be installed",
             hint="install Kueue, or take the queue out of the settings",
         )
-    return Resource(api, "workloads", "Workload")
+    return kueue.workloads

@@ -41,12 +41,13 @@ class TakenUp:
     adoption: Adoption
 
 
-def take_up(grid: Grid, store: Store, choice: Choice, *, update: bool = False) -> TakenUp:
+def take_up(grid: Grid, store: Store, choice: Choice, *, update: bool = False, facts: Facts | None = None) -> TakenUp:
     """Make `grid` the store's, with the intent `active`; wrong values and an empty choice are told before that.
 
-    Raises SpecError and DataError, and SpecError as `adopt` does.
+    `facts` are those of the grid, gathered where none are given. Raises SpecError and DataError, and SpecError as
+    `adopt` does.
     """
-    facts = gather_facts(store, wanted(grid))
+    facts = facts or gather_facts(store, wanted(grid))
     expand(grid, {}, facts)
     expansion = fitting(grid, read_decisions(store, grid.name), facts)[0]
     refuse_no_fit(choice, grid, expansion)

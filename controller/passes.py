@@ -36,7 +36,7 @@ from controller.archive import (
     checkpoint_head,
     gather_facts,
     read_intent,
-    record_failure_once,
+    record_failure,
     stored_grid,
     stored_settings,
 )
@@ -56,15 +56,28 @@ from controller.grid import Grid
 from controller.jobs import JobView, PodView, job_name, job_view
 from controller.knowledge import read_metrics, read_results, runs_with_results
 from controller.live import GridProgress, RunProgress, View
-from controller.manifest import JobTemplate, Needs, first_stages
+from controller.manifest import Footprint, JobTemplate, first_stages
 from controller.mirror import Mirror, Snapshot
 from controller.observe import Sight, expanded, observe
 from controller.plan import make_plan, runs_alike, speeds_of
 from controller.reconcile import GridView, Kept, Observation, decide, failed_anew, told
 from controller.search import Decision, Expansion, Facts, wanted
 from controller.settings import Settings
-from controller.standing import Choice, Held, Known, State, Work, chosen_work, run_state, startable, told_held
-from trainer.failure import DataError, Failure, GridError, SpecError, StoreError
+from controller.standing import (
+    Choice,
+    Held,
+    Known,
+    State,
+    Work,
+    chosen_work,
+    excess_failures,
+    failure_text,
+    numbers_text,
+    run_state,
+    startable,
+    told_held,
+)
+from trainer.failure import DataError, GridError, SpecError, StoreError
 from trainer.identity import write_spec
 from trainer.result import EpochMetrics
 from trainer.store import STORE_PATIENCE_SECONDS, Store
@@ -92,7 +105,7 @@ def job_template(
     finished = runs_with_results(store)
     speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
     planned = make_plan(grid, expansion, facts, set(finished), speeds, choice or Choice())
-    return JobTemplate(settings, store.uri, Needs.of(planned.resources))
+    return JobTemplate(settings, store.uri, Footprint.of(planned.resources))
 
 
 def grid_view(
@@ -176,27 +189,39 @@ class ActedGrid:
 
     def relist(self, tell: Callable[[Decision], None]) -> bool:
         """Look at all that the store says; whether grid, intent or settings are others than before."""
-        changed = self.look_at_intent()
-        self.sight = observe(self.grid, self.store, self.facts, self.sight, tell=tell)
+        before = self.grid
+        changed = self.look_at_intent(tell)
+        if self.grid is before:  # else all of it was looked at
+            self.sight = observe(self.grid, self.store, self.facts, self.sight, tell=tell)
         return changed
 
-    def look_at_intent(self) -> bool:
-        """Read intent, settings and, where it is another one, the grid's text; whether any of it has changed."""
+    def look_at_intent(self, tell: Callable[[Decision], None]) -> bool:
+        """Read intent, settings and, where it is another one, the grid's text; whether any of it has changed.
+
+        With another text all that it comes to is looked at, since it may want runs that nothing is known of yet.
+        """
         before = self.grid, self.intent, self.settings, self.sight.known.held
         said = read_intent(self.store, self.grid.name)
         self.intent = "active" if said is None else said.intent
         held = {} if said is None else said.runs
         self.sight = replace(self.sight, known=replace(self.sight.known, held=held))
-        self.settings = stored_settings(self.store, self.grid.name) or self.settings
+        self.look_at_settings()
         if said is not None and said.digest != self.grid.digest:
             stored = stored_grid(self.store, self.grid.name)
             if stored is not None and stored.digest != self.grid.digest:
-                self.grid, self.facts = stored, gather_facts(self.store, wanted(stored))
-                self.sight = observe(self.grid, self.store, self.facts)
+                facts = gather_facts(self.store, wanted(stored))
+                self.sight = observe(stored, self.store, facts, self.sight, tell=tell)
+                self.grid, self.facts = stored, facts
         if before == (self.grid, self.intent, self.settings, held):
             return False
         self._view = self._template = None
         return True
+
+    def look_at_settings(self) -> None:
+        """Read the settings. Raises SpecError."""
+        settings = stored_settings(self.store, self.grid.name) or self.settings
+        if settings != self.settings:
+            self.settings, self._view, self._template = settings, None, None
 
     def look(self, works: Collection[Work], tell: Callable[[Decision], None]) -> None:
         """Look at what the store says of these."""
@@ -369,17 +394,21 @@ class Passes:
             try:
                 look(name, each)
             except (SpecError, DataError) as error:
-                if self._on_fault is None:
-                    raise
-                self.drop(name)
-                self._on_fault(name, error)
+                self._put_down(name, error)
+
+    def _put_down(self, name: str, error: GridError) -> None:
+        """Leave that grid alone, and tell why; raises `error` where nobody is there to be told."""
+        if self._on_fault is None:
+            raise error
+        self.drop(name)
+        self._on_fault(name, error)
 
     def _intent_changed(self, grids: Collection[str]) -> bool:
         """Whether someone wants these otherwise by now: what would be started is not to run against a pause."""
         changed = set[str]()
 
         def look(name: str, each: ActedGrid) -> None:
-            if name in grids and each.look_at_intent():
+            if name in grids and each.look_at_intent(partial(self._tell_decision, name)):
                 changed.add(name)
 
         num_grids = len(self.grids)
@@ -446,18 +475,31 @@ class Passes:
         if not groups:
             return
         halted: list[ClusterError] = []  # why no further Job can be made now
+        faults: dict[str, GridError] = {}  # by grid: why it cannot be acted on
         for _, outcomes in self.cluster.perform(
             partial(self._do_all, halted), groups.values(), workers=min(len(groups), self.cluster.connections)
         ):
             assert not isinstance(outcomes, ClusterError)
             for action, outcome in outcomes:
-                self._take(action, outcome, report)
+                if isinstance(outcome, (SpecError, DataError)):
+                    faults |= dict.fromkeys(self._grids_of(action), outcome)
+                else:
+                    self._take(action, outcome, report)
+        for name, error in faults.items():  # now that no thread asks for a grid any more
+            self._put_down(name, error)
+
+    def _grids_of(self, action: Action) -> list[str]:
+        """The grids that cannot go on without this action."""
+        if isinstance(action, Create):
+            return [action.grid]
+        assert not isinstance(action, ListPods)
+        return [name for name, each in self.grids.items() if action.job.work.run in each.sight.runs]
 
     def _do_all(
         self, halted: list[ClusterError], actions: Sequence[Action]
-    ) -> list[tuple[Action, Outcome | ClusterError]]:
+    ) -> list[tuple[Action, Outcome | ClusterError | SpecError | DataError]]:
         """What came of each; after the first that was not done the others are left for the next pass."""
-        outcomes: list[tuple[Action, Outcome | ClusterError]] = []
+        outcomes: list[tuple[Action, Outcome | ClusterError | SpecError | DataError]] = []
         for action in actions:
             if not self.acts():  # no longer
                 outcomes.append((action, "left"))
@@ -465,9 +507,11 @@ class Passes:
             if isinstance(action, Create) and halted:
                 outcomes.append((action, halted[0]))
                 continue
-            outcome: Outcome | ClusterError
+            outcome: Outcome | ClusterError | SpecError | DataError
             try:
                 outcome = "done" if self._do(action) else "overtaken"
+            except (SpecError, DataError) as error:  # of one grid: the others go on
+                outcome = error
             except (ObjectChanged, ObjectAbsent, ObjectExists) as error:
                 is_lost = isinstance(error, ObjectAbsent) and isinstance(action, Create)  # the namespace is not there
                 outcome = error if is_lost else "overtaken"
@@ -483,7 +527,7 @@ class Passes:
         return outcomes
 
     def _do(self, action: Action) -> bool:
-        """Do it; false where something has changed. In whatever thread; raises ClusterError, StoreError."""
+        """Do it; false where something has changed. In whatever thread; raises GridError."""
         match action:
             case Create(grid=grid):
                 self._saw(self.cluster.create(JOBS, self.grids[grid].job(action)))
@@ -494,7 +538,7 @@ class Passes:
                 now = job_view(self.cluster.get(JOBS, job.name))
                 if now is None or (now.uid, now.resource_version) != (job.uid, job.resource_version):
                     return False
-                record_failure_once(self.store, failure)
+                record_failure(self.store, failure)
             case Delete(job=job):
                 self._saw(self.cluster.delete(JOBS, job.name, uid=job.uid, resource_version=job.resource_version))
             case _:
@@ -573,10 +617,10 @@ class Passes:
             return
         for work in sight.work:
             if known.is_done(work) and not before.is_done(work):
-                self.view.say("done", f"{self._of(name)}{sight.label(work)}: {_numbers(work, known)}")
+                self.view.say("done", f"{self._of(name)}{sight.label(work)}: {numbers_text(work, known)}")
             elif known.is_failed(work) and not before.is_failed(work):
                 self.told_failed.add(work.run)
-                failure = _failure_text(known.failures[work.run])
+                failure = failure_text(known.failures[work.run], with_hint=True)
                 self.view.say("failed", f"{self._of(name)}{sight.label(work)}: {failure}")
 
     def _tell(self, seen: Observation) -> None:
@@ -734,9 +778,7 @@ class Passes:
     def is_halted(self, name: str) -> bool:
         """Whether so much of the grid failed that nothing new of it starts."""
         each = self.grids[name]
-        limit = each.view().max_failed
-        failed = {work.run for work in each.sight.work if each.sight.known.is_failed(work)}
-        return limit is not None and len(failed) > limit
+        return excess_failures(each.sight.work, each.sight.known.is_failed, each.view().max_failed) > 0
 
     def _is_at_work(self, job: JobView) -> bool:
         return job.is_deleting or (not job.is_finished and (not job.is_suspended or job.num_active > 0))
@@ -760,22 +802,6 @@ def _work(action: Create | JobAction) -> Work:
 def _running(seen: Observation) -> dict[str, PodView]:
     """The pods that run, by run."""
     return {pod.work.run: pod for pods in seen.pods.values() for pod in pods if pod.phase == "Running"}
-
-
-def _numbers(work: Work, known: Known) -> str:
-    if work.is_test:
-        tested = known.tests[work.run]
-        return f"test accuracy {tested.test_accuracy:.4f}, loss {tested.test_loss:.4f}"
-    result = known.results[work.run]
-    return (
-        f"validation accuracy {result.validation_accuracy:.4f}, loss {result.validation_loss:.4f} "
-        f"in epoch {result.best_epoch}"
-    )
-
-
-def _failure_text(failure: Failure) -> str:
-    hint = f"\nhint: {failure.hint}" if failure.hint else ""
-    return f"{failure.reason}: {failure.message}{hint}"
 
 
 # How many passes

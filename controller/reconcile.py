@@ -52,7 +52,7 @@ from controller.attempts import (
 )
 from controller.jobs import JobView, PodView, WorkloadView, read_time
 from controller.settings import PENDING_SECONDS, PROGRESS_SECONDS
-from controller.standing import Held, Work
+from controller.standing import Held, Work, excess_failures, failure_text
 from controller.wording import count_text, plain, seconds_text
 from trainer.failure import FINAL_EXITS, Failure
 
@@ -312,7 +312,7 @@ class _Scene:
             yield Delete(job, f"{failure.reason}: {count_text(count, 'attempt')} brought no newer checkpoint")
             return
         noted = Tries(count, sequence, ended_at(last))
-        said = f"attempt failed: {failure.reason}: {failure.message}; {count} of {claim.max_tries} without a newer one"
+        said = f"attempt failed: {failure_text(failure)}; {count} of {claim.max_tries} without a newer one"
         yield NoteTries(job, noted.text(), f"{said} than checkpoint {sequence}" if sequence else f"{said} checkpoint")
 
     def on_finished(self, job: JobView, claim: Claim) -> Iterator[Action]:
@@ -591,17 +591,11 @@ def _read_kept(annotation: str | None) -> dict[str, str]:
 
 def _halted(seen: Observation, grid: GridView) -> str | None:
     """Why nothing new of the grid starts."""
-    if grid.max_failed is None:
+    wanted = (work for run in seen.failures for work in (Work(run, False), Work(run, True)) if work in grid.wants)
+    num_failed = excess_failures(wanted, seen.failure, grid.max_failed)
+    if not num_failed:
         return None
-    failed = {
-        run
-        for run in seen.failures
-        for work in (Work(run, False), Work(run, True))
-        if work in grid.wants and seen.failure(work) is not None
-    }
-    if len(failed) <= grid.max_failed:
-        return None
-    return f"held back: {count_text(len(failed), 'run')} of grid {grid.name} failed, max_failed is {grid.max_failed}"
+    return f"held back: {count_text(num_failed, 'run')} of grid {grid.name} failed, max_failed is {grid.max_failed}"
 
 
 def _told_finished(job: JobView, now: datetime) -> str:

@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from controller.cluster import CONFIG_MAPS, LEASES, Cluster, Object, ObjectAbsent, ObjectExists
-from controller.jobs import DOMAIN, MANAGED_BY
-from controller.leader import SeenLease
+from controller.election import SeenLease
+from controller.jobs import DOMAIN, GRID_COMPONENT, GRID_SELECTOR, MANAGED_BY, OWN_SELECTOR, standard_labels
 from controller.mirror import Kind
 
-COMPONENT = "grid"
-SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY},app.kubernetes.io/component={COMPONENT}"
-LEASE_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 TOUCHED_ANNOTATION = f"{DOMAIN}/touched"  # when the store last got something new of the grid
 OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
@@ -100,13 +97,7 @@ def enter_grid(cluster: Cluster, grid: Submission) -> None:
     """Let the grid stand in the namespace, or say that the store has something new of it. Raises ClusterError."""
     if not touch_grid(cluster, grid):
         name = object_name(grid.name)
-        labels = {
-            "app.kubernetes.io/name": "experiment-grid",
-            "app.kubernetes.io/component": COMPONENT,
-            "app.kubernetes.io/part-of": "experiment-grid",
-            "app.kubernetes.io/managed-by": MANAGED_BY,
-        }
-        metadata = {"name": name, "labels": labels, "annotations": _touched()}
+        metadata = {"name": name, "labels": standard_labels(GRID_COMPONENT), "annotations": _touched()}
         body = {"apiVersion": CONFIG_MAPS.api, "kind": CONFIG_MAPS.kind, "metadata": metadata}
         try:
             cluster.create(CONFIG_MAPS, {**body, "data": {**grid.data(), "owner": _owner()}})
@@ -148,8 +139,8 @@ class Registry:
         with self._lock:
             self._entries.clear()  # Leases stay as they were seen: since when one stands is worth keeping
         return (
-            Kind(CONFIG_MAPS, grid_entry, self._entry_changed, SELECTOR, wakes=True),
-            Kind(LEASES, _grid_lease, self._lease_changed, LEASE_SELECTOR),
+            Kind(CONFIG_MAPS, grid_entry, self._entry_changed, GRID_SELECTOR, wakes=True),
+            Kind(LEASES, _grid_lease, self._lease_changed, OWN_SELECTOR),
         )
 
     def entries(self) -> dict[str, GridEntry]:
@@ -165,7 +156,7 @@ class Registry:
 
     def look_at_leases(self, cluster: Cluster) -> None:
         """Ask the API, and no cache, who holds the grids' Leases now. Raises ClusterError."""
-        for lease in cluster.list(LEASES, _grid_lease, selector=LEASE_SELECTOR).items:
+        for lease in cluster.list(LEASES, _grid_lease, selector=OWN_SELECTOR).items:
             self._lease_changed(None, lease)
 
     def _entry_changed(self, old: GridEntry | None, new: GridEntry | None) -> None:

@@ -11,7 +11,7 @@ from controller.grid import Grid
 from controller.search import Decision, Expansion, Experiment, RowSeen, testable
 from controller.stages import KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.standing import Held, held_text
-from trainer.failure import ExitCode, Failure
+from trainer.failure import ExitCode, Failure, OutOfDeviceMemory
 from trainer.result import ResultNumbers
 from trainer.spec import lower_is_better
 
@@ -134,7 +134,7 @@ def _judged(
 
 def _diverged(failure: Failure) -> bool:
     """Whether training failed for good by its own numbers; memory that is too small says nothing about a row."""
-    return failure.exit_code == ExitCode.TRAINING and failure.reason != "out-of-device-memory"
+    return failure.exit_code == ExitCode.TRAINING and failure.reason != OutOfDeviceMemory.reason
 
 
 def _because(metric: str, ranked: Sequence[RowSeen], count: int, num_seeds: int) -> str:

@@ -19,13 +19,13 @@ from typing import Protocol
 
 from controller.archive import gather_facts, stored_grid
 from controller.cluster import CONFIG_MAPS, ApiRetry, Cluster, ClusterError, Unreachable
+from controller.election import DURATION_SECONDS, RENEW_SECONDS, Leadership, new_identity
 from controller.health import Answer, Link, Log, Rounds
-from controller.lead import STORE_ANNOTATION
-from controller.leader import DURATION_SECONDS, RENEW_SECONDS, Leadership, new_identity
 from controller.mirror import Mirror
 from controller.passes import GATHER_SECONDS, PASS_SECONDS, STORE_AGAIN_SECONDS, ActedGrid, Passes
 from controller.registry import GridEntry, Registry
 from controller.search import wanted
+from controller.who_acts import STORE_ANNOTATION
 from controller.wording import count_text
 from trainer.failure import DataError, GridError, SpecError, StoreError
 from trainer.stop import StopSignal
@@ -55,6 +55,7 @@ class _Post:
     acted: ActedGrid | None = None  # once it was taken up
     again_at: float = 0.0  # by the monotonic clock: not taken up before
     told: str = ""  # why it is not acted on
+    is_on_trial: bool = False  # a pass has met `told`, and none has gone through since
     end: object = None  # what it had come to when it was last told as over
 
 
@@ -223,6 +224,9 @@ class Controller:
         report = passes.one()
         self._storage.answered()
         self._pass_failed = False
+        for post in map(self._posts.__getitem__, passes.grids):
+            if post.is_on_trial and not report.left:
+                self._announce(post)
         if report.done or report.overtaken:
             self._next_pass = 0.0
             return
@@ -261,14 +265,14 @@ class Controller:
         for name, entry in entries.items():
             post = self._posts.setdefault(name, _Post(entry))
             if post.entry.version != entry.version:  # someone touched it
-                post.entry, post.again_at, post.told = entry, 0.0, ""
+                post.entry, post.again_at, post.told, post.is_on_trial = entry, 0.0, "", False
                 if name in passes.grids:
                     passes.forget(name)
                 self._next_pass = 0.0
             self._place(post, passes)
 
     def _place(self, post: _Post, passes: Passes) -> None:
-        name = post.entry.name
+        name, is_new = post.entry.name, False
         if (holder := self._registry.holder(name)) is not None:
             passes.drop(name)
             self._leave_alone(post, f"{holder} acts on it until it gives the grid's Lease back, or dies")
@@ -276,31 +280,41 @@ class Controller:
         if name not in passes.grids and time.monotonic() < post.again_at:
             return
         try:
-            acted = post.acted or self._take_up(post.entry)
-            self._check(acted, passes)
+            self._check_store(post.entry)
+            if post.acted is None:
+                is_new, post.acted = True, self._take_up(post.entry)
+            elif name not in passes.grids:
+                post.acted.look_at_settings()
+            self._check(post.acted, passes)
         except Unreachable:
             raise
         except (SpecError, DataError, ClusterError) as error:
             passes.drop(name)
             self._cannot_act(post, error, passes.cluster)
             return
-        if post.acted is None or post.told:
-            owner = f", of {post.entry.owner}" if post.entry.owner else ""
-            self._log.write("info", f"{name}: acts on it{owner}")
-        post.acted, post.told = acted, ""
+        if not post.is_on_trial and (is_new or post.told):
+            self._announce(post)
         if name not in passes.grids:
-            passes.take(acted)
+            passes.take(post.acted)
             self._next_pass = 0.0
 
-    def _take_up(self, entry: GridEntry) -> ActedGrid:
-        """The grid as the store has it. Raises SpecError, DataError."""
+    def _announce(self, post: _Post) -> None:
+        owner = f", of {post.entry.owner}" if post.entry.owner else ""
+        self._log.write("info", f"{post.entry.name}: acts on it{owner}")
+        post.told, post.is_on_trial = "", False
+
+    def _check_store(self, entry: GridEntry) -> None:
+        """Raise SpecError where the grid is another store's."""
         if self._store.uri not in entry.stores:
             raise SpecError(
                 f"grid {entry.name}: got the store {' or '.join(entry.stores) or 'unnamed'}, "
                 f"expected {self._store.uri}, whose grids this controller acts on",
                 hint="submit it to that store, or act on it by `grid watch`",
             )
-        self.rounds.begin()  # weights are read whole
+
+    def _take_up(self, entry: GridEntry) -> ActedGrid:
+        """The grid as the store has it. Raises SpecError, DataError."""
+        self.rounds.begin()  # weights that the store has no hash of are read whole
         grid = stored_grid(self._store, entry.name)
         if grid is None:
             raise SpecError(
@@ -323,10 +337,11 @@ class Controller:
 
     def _cannot_read(self, name: str, error: GridError) -> None:
         """Take note of a grid that passes have dropped."""
-        self._cannot_act(self._posts[name], error, None)
+        post = self._posts[name]
+        post.acted, post.is_on_trial = None, True
+        self._cannot_act(post, error, None)
 
     def _cannot_act(self, post: _Post, error: GridError, cluster: Cluster | None) -> None:
-        post.acted = None
         post.again_at = time.monotonic() + AGAIN_SECONDS
         if self._leave_alone(post, str(error), is_fault=True) and cluster is not None:
             with suppress(ClusterError):  # an Event that cannot be written is no reason to do less
@@ -344,8 +359,8 @@ class Controller:
         if post.told == why:
             return False
         post.told = why
-        text = why if is_fault else f"{post.entry.name}: {why}"
-        self._log.write("error" if is_fault else "info", f"{text}{'; left alone' if is_fault else ''}")
+        text = f"{post.entry.name}: {why}{'; left alone' if is_fault else ''}"
+        self._log.write("error" if is_fault else "info", text)
         return True
 
     def _end(self, post: _Post, passes: Passes) -> None:

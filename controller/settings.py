@@ -21,6 +21,7 @@ from pydantic import (
 
 from controller.attempts import MAX_TRIES
 from controller.patch import OWN_ENV, own_variable, patch_problems
+from controller.quantities import SCALES, quantity
 from controller.rows import assign
 from trainer.document import (
     Document,
@@ -43,21 +44,9 @@ MIB = 1 << 20
 PENDING_SECONDS = 600  # a wait for an image or a configuration, before it is a failure
 PROGRESS_SECONDS = 60  # at least, between two notes of a run's progress on its Job
 DEFAULT_STORE_PATIENCE = 1800  # seconds; the trainer's own, which then needs no saying
-_SCALES = {"m": Decimal("0.001"), "": Decimal(1), "k": Decimal(1000)}
-_SCALES |= {letter: Decimal(1000) ** power for power, letter in enumerate("MGTPE", start=2)}
-_SCALES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
-_QUANTITY = re.compile(rf"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)({'|'.join(filter(None, _SCALES))})?")
+# narrower than the API: no sign, no exponent, nothing finer than thousandths
+_QUANTITY = re.compile(rf"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:{'|'.join(SCALES.keys() - {'n', 'u'})})?")
 _QUANTITY_SCHEMA = WithJsonSchema({"type": ["string", "number"]})
-
-
-def amount(quantity: str) -> Decimal:
-    """What a quantity comes to: cores of `500m`, bytes of `4Gi`.
-
-    https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
-    """
-    found = _QUANTITY.fullmatch(quantity)
-    assert found is not None, quantity
-    return Decimal(found[1]) * _SCALES[found[2] or ""]
 
 
 def _written(value: Any) -> Any:
@@ -67,11 +56,11 @@ def _written(value: Any) -> Any:
 
 
 def _cores(text: str) -> str:
-    if not _QUANTITY.fullmatch(text) or amount(text) <= 0:
+    if not _QUANTITY.fullmatch(text) or quantity(text) <= 0:
         raise ValueError("expected processors, such as 2, 1.5 or 500m")
-    if amount(text) % Decimal("0.001"):
+    if quantity(text) % Decimal("0.001"):
         raise ValueError("expected thousandths of a processor at the finest: 1m")
-    if amount(text) > 10_000:
+    if quantity(text) > 10_000:
         raise ValueError("expected processors: Ki, M and the like are for bytes")
     return text
 
@@ -79,7 +68,7 @@ def _cores(text: str) -> str:
 def _bytes(text: str) -> str:
     if not _QUANTITY.fullmatch(text) or text.endswith("m"):
         raise ValueError("expected a size with its unit, such as 512Mi or 4Gi")
-    if amount(text) < MIB:
+    if quantity(text) < MIB:
         raise ValueError(f"expected a size with its unit, of at least 1Mi: {text} is so many bytes")
     return text
 
@@ -329,7 +318,7 @@ class Settings(Frozen):
     @property
     def num_threads(self) -> int:
         """CPU threads of every run."""
-        return self.threads or max(1, int(amount(self.resources.requests.cpu)))
+        return self.threads or max(1, int(quantity(self.resources.requests.cpu)))
 
 
 _KEYS = dotted_keys(Settings)
@@ -385,7 +374,7 @@ def _problems(settings: Settings) -> Iterator[Problem]:
     for key in ("cpu", "memory", "ephemeral_storage"):
         least, most = getattr(requests, key), getattr(limits, key)
         is_fixed = most is not None and _QUANTITY.fullmatch(most) and _QUANTITY.fullmatch(least)
-        if is_fixed and amount(most) < amount(least):
+        if is_fixed and quantity(most) < quantity(least):
             path: DocumentPath = ("resources", "limits", key)
             yield Problem(path, f"got {most!r}, expected at least what is requested: {least}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,11 @@ class Work(NamedTuple):
 
     run: str
     is_test: bool
+
+    @property
+    def during(self) -> Literal["train", "test"]:
+        """What a failure of it says that it failed during."""
+        return "test" if self.is_test else "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,13 @@ def run_state(work: Work, known: Known, active: Mapping[str, str]) -> tuple[Stat
     if told is not None and told.startswith("running"):
         return "running", told
     if failure is not None and failure.final:
-        return "failed", f"{failure.reason}: {failure.message}"
+        return "failed", failure_text(failure)
     if (held := known.held.get(work.run)) is not None:
         return "waiting", held
     if told is not None:
         return "waiting", told
     if failure is not None:
-        return "waiting", f"to be started again after {failure.reason}: {failure.message}"
+        return "waiting", f"to be started again after {failure_text(failure)}"
     if work.is_test and work.run in known.results:
         return "waiting", "trained, not tested yet"
     return "waiting", "never started"
@@ -151,6 +156,33 @@ def startable(work: Sequence[Work], known: Known) -> list[Work]:
         and each.run not in known.held
         and (not each.is_test or each.run in known.results)
     ]
+
+
+def excess_failures(work: Iterable[Work], is_failed: Callable[[Work], object], max_failed: int | None) -> int:
+    """How many runs of `work` failed, where those are more than `max_failed`, so that nothing new starts; else 0."""
+    if max_failed is None:
+        return 0
+    failed = {each.run for each in work if is_failed(each)}
+    return len(failed) if len(failed) > max_failed else 0
+
+
+def numbers_text(work: Work, known: Known) -> str:
+    """What a piece of work that is done came to."""
+    if work.is_test:
+        tested = known.tests[work.run]
+        return f"test accuracy {tested.test_accuracy:.4f}, loss {tested.test_loss:.4f}"
+    result = known.results[work.run]
+    return (
+        f"validation accuracy {result.validation_accuracy:.4f}, loss {result.validation_loss:.4f} "
+        f"in epoch {result.best_epoch}"
+    )
+
+
+def failure_text(failure: Failure, *, with_hint: bool = False) -> str:
+    """Why a run failed, and of one that is trained that it was its test; with its hint on a line of its own."""
+    what = "in its test: " if failure.during == "test" else ""
+    hint = f"\nhint: {failure.hint}" if with_hint and failure.hint else ""
+    return f"{what}{failure.reason}: {failure.message}{hint}"
 
 
 def held_text(held: Collection[Held]) -> str:

@@ -17,6 +17,7 @@ import yaml
 from kubernetes_objects import check_schema, pod_of, restricted_problems
 
 from controller.manifest import JobTemplate
+from controller.readiness.rights import LOOKING_RIGHTS, QUEUE_RIGHTS, QUEUE_ROLE, RIGHTS, USER_ROLE
 from controller.settings import read_settings
 from controller.standing import Work
 
@@ -110,7 +111,7 @@ def test_only_the_kind_clusters_own_server_has_secrets_in_files() -> None:
 
 
 def test_the_controller_has_these_rights_and_no_others(tmp_path: Path) -> None:
-    granted = {
+    found = {
         (group, resource): sorted(rule["verbs"])
         for role in rendered(with_components(tmp_path))
         if role["kind"] == "Role" and role["metadata"]["name"].startswith("experiment-grid-controller")
@@ -118,7 +119,7 @@ def test_the_controller_has_these_rights_and_no_others(tmp_path: Path) -> None:
         for group in rule["apiGroups"]
         for resource in (f"{each}{rule.get('resourceNames', '')}" for each in rule["resources"])
     }
-    assert granted == {
+    assert found == {
         ("batch", "jobs"): ["create", "delete", "get", "list", "patch", "watch"],
         ("", "pods"): ["get", "list", "watch"],
         ("", "pods/log"): ["get"],
@@ -129,6 +130,29 @@ def test_the_controller_has_these_rights_and_no_others(tmp_path: Path) -> None:
         ("kueue.x-k8s.io", "workloads"): ["get", "list", "watch"],
         ("kueue.x-k8s.io", "localqueues"): ["get", "list", "watch"],
     }
+
+
+def granted(name: str, folder: Path) -> set[tuple[str, str, str]]:
+    """Group, resource and verb of all that the Role of that name allows."""
+    (role,) = (each for each in rendered(folder) if each["kind"] == "Role" and each["metadata"]["name"] == name)
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_a_person_may_do_what_commands_do_and_nothing_else() -> None:
+    wanted = {(right.group, right.target, right.verb) for right in (*RIGHTS, *LOOKING_RIGHTS)}
+    assert {right.role for right in (*RIGHTS, *LOOKING_RIGHTS)} == {USER_ROLE}
+    assert granted(USER_ROLE, K8S / "base") == wanted
+
+
+def test_a_person_with_a_queue_is_told_a_role_that_lets_its_waits_be_seen(tmp_path: Path) -> None:
+    wanted = {(right.group, right.target, right.verb) for right in QUEUE_RIGHTS}
+    assert wanted <= granted(QUEUE_ROLE, with_components(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["base", "overlays/kind", "overlays/gpu"])
@@ -173,7 +197,7 @@ def _selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
         pytest.param("overlays/gpu", [53, 53, 443], id="gpu"),
     ],
 )
-def test_trainers_reach_names_and_the_store_and_only_metrics_reach_them(place: str, reached: list[int]) -> None:
+def test_trainers_reach_names_and_the_store_and_nothing_reaches_them(place: str, reached: list[int]) -> None:
     settings = read_settings("kind")
     job = JobTemplate(settings, "s3://lab").job(Work("alexnet-0123456789ab", False), 0, "", {})
     labels = job["spec"]["template"]["metadata"]["labels"]
@@ -182,21 +206,20 @@ def test_trainers_reach_names_and_the_store_and_only_metrics_reach_them(place: s
     into = [rule for each in policies for rule in each.get("ingress", ())]
     assert {kind for each in policies for kind in each["policyTypes"]} == {"Ingress", "Egress"}
     assert sorted(out) == reached
-    assert [port["port"] for rule in into for port in rule["ports"]] == [9090]
-    assert all("namespaceSelector" in source for rule in into for source in rule["from"])
+    assert into == []
 
 
-def test_the_controller_is_asked_how_it_is_on_its_metrics_port() -> None:
+def test_the_controller_is_asked_how_it_is_on_the_port_where_it_answers() -> None:
     (controller,) = of_kind("base", "Deployment")
     (container,) = controller["spec"]["template"]["spec"]["containers"]
     assert controller["spec"]["replicas"] == 1
     assert container["command"] == ["grid", "serve"]
-    assert container["ports"] == [{"name": "metrics", "containerPort": 9090}]
+    assert container["ports"] == [{"name": "health", "containerPort": 9090}]
     probes = {probe: container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert probes == {
-        "startupProbe": {"path": "/healthz", "port": "metrics"},
-        "livenessProbe": {"path": "/healthz", "port": "metrics"},
-        "readinessProbe": {"path": "/readyz", "port": "metrics"},
+        "startupProbe": {"path": "/healthz", "port": "health"},
+        "livenessProbe": {"path": "/healthz", "port": "health"},
+        "readinessProbe": {"path": "/readyz", "port": "health"},
     }
 
 

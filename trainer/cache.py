@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.failure import SpecError
+from trainer.lock import locked, take
 from trainer.machine import available_memory, available_threads, cache_folder
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -105,11 +105,12 @@ class Cache:
         pixels = file.mapped()
         if pixels is not None:
             return pixels
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        with file.path.with_suffix(".lock").open("a") as lock:
-            while not _lock(lock.fileno(), fcntl.LOCK_EX):
-                self.progress(0, file.num_images)
-                time.sleep(WAIT_SECONDS)
+
+        def tell_and_wait() -> None:
+            self.progress(0, file.num_images)
+            time.sleep(WAIT_SECONDS)
+
+        with locked(file.path.with_suffix(".lock"), while_waiting=tell_and_wait):
             pixels = file.mapped()
             return self._made(file, fill) if pixels is None else pixels
 
@@ -198,7 +199,7 @@ def _remove(path: Path) -> bool:
     guard = path.with_suffix(".lock") if path.suffix == ".partial" else path
     try:
         with guard.open("rb") as file:
-            if not _lock(file.fileno(), fcntl.LOCK_EX):
+            if not take(file.fileno()):
                 return False
             path.unlink(missing_ok=True)
     except FileNotFoundError:
@@ -208,18 +209,10 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _use(descriptor: int) -> None:
     """Hold the file against removal until the descriptor and its copies are closed, and note when that was."""
     with contextlib.suppress(OSError):  # no locks, or a file of another user: the file can be read all the same
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        take(descriptor, is_shared=True)
     with contextlib.suppress(OSError):
         os.utime(descriptor)
 

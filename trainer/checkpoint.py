@@ -168,8 +168,7 @@ class CheckpointStore:
         key = checkpoint_key(self.run)
         try:
             if self._version is None:
-                self.store.create(key, data)
-                self._version = self.store.get_versioned(key)[1]
+                self._version = self.store.create(key, data)
             else:
                 self._version = self.store.replace(key, data, self._version)
         except (Conflict, NotFound) as error:

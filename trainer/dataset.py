@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError
 
 from trainer.failure import DataError
+from trainer.lock import HostLock
 from trainer.result import Record
 from trainer.spec import Sha256
 from trainer.store import NotFound, Store
@@ -120,12 +121,6 @@ class DatasetIndex(Record):
         """Images of each class in the part, by label."""
         return self.parts[part].class_counts
 
-    def majority_share(self, part: PartName) -> float:
-        """What always answering with the training part's largest class scores on the part, 0..1."""
-        counts = self.class_counts("train")
-        label = counts.index(max(counts))
-        return self.class_counts(part)[label] / max(1, self.num_images(part))
-
     def rows(self, part: PartName) -> range:
         """Where the part's images lie in the columns of `images`."""
         start = sum(self.num_images(earlier) for earlier in PARTS[: PARTS.index(part)])
@@ -181,6 +176,11 @@ def resized_shape(height: int, width: int, resize: int) -> tuple[int, int]:
 def dataset_key(name: str, file: str) -> str:
     """Key in the store of one of the data set's files."""
     return f"datasets/{name}/{file}"
+
+
+def dataset_lock(store: Store, name: str) -> HostLock:
+    """The host's lock on changing the data set in `store`: who imports it has it."""
+    return HostLock(store.lock_path(f"data-{name}"))
 
 
 def order(path: str) -> tuple[str, str]:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from trainer.failure import DataError
@@ -51,11 +50,6 @@ warnings.filterwarnings("error", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode(data: bytes) -> npt.NDArray[np.uint8]:
-    """The image in `data` as a new uint8 array, (H, W, 3), RGB. Raises DataError as `decode_image` does."""
-    return np.array(decode_image(data), dtype=np.uint8)
-
-
 def decode_image(data: bytes) -> Image.Image:
     """The image in `data` as a Pillow image of mode RGB. Raises DataError with the reason when it is none, or broken.
 
@@ -69,7 +63,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def inspect(data: bytes) -> tuple[int, int, str]:
-    """Width and height of what `decode` makes of `data`, and the format's usual file ending; raises as `decode`.
+    """Width and height of what `decode_image` makes of `data`, and the format's usual file ending; raises as it does.
 
     Of a JPEG every bit is read, but only an eighth of the pixels each way is made: that is where half the time goes,
     and where nothing can be wrong any more.

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.failure import DataError
-from trainer.lease import HostLock
+from trainer.lock import HostLock
 from trainer.machine import cache_folder
 
 RETRIES = 5

@@ -33,6 +33,7 @@ from trainer.dataset import (
     Split,
     SplitRule,
     dataset_key,
+    dataset_lock,
     fingerprint_of,
     load_index,
     order,
@@ -42,10 +43,10 @@ from trainer.dataset import (
 from trainer.decode import inspect
 from trainer.download import Progress
 from trainer.failure import DataError, SpecError
-from trainer.lease import HostLock
 from trainer.machine import available_processors
 from trainer.shards import SHARD_BYTES, ShardWriter
 from trainer.source import MAX_FILE, SourceFile, open_source, silent
+from trainer.spec import DATA_SET_NAME
 from trainer.splits import SHOWN, by_class, by_folders, by_lists, every_third, stratified, told
 from trainer.store import Conflict, NotFound, Store
 from trainer.tree import Tree, read_tree
@@ -125,7 +126,7 @@ def import_dataset(
 @contextmanager
 def _only_import(store: Store, name: str) -> Iterator[None]:
     """Keeps this host's other imports of the same name out."""
-    lock = HostLock(store.lock_path(f"data-{name}"))
+    lock = dataset_lock(store, name)
     if not lock.acquire():
         raise DataError(f"data set {name!r}: another process is importing it", hint="wait for it, or stop it")
     try:
@@ -135,7 +136,7 @@ def _only_import(store: Store, name: str) -> Iterator[None]:
 
 
 def _check_request(name: str, rules: Rules, on_bad: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(DATA_SET_NAME, name):
         raise SpecError(f"name: got {name!r}, expected letters, digits, dots, dashes and underscores")
     if rules.split not in get_args(SplitRule):
         raise SpecError(f"split: got {rules.split!r}, expected one of {', '.join(get_args(SplitRule))}")

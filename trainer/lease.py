@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -13,11 +12,11 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from pydantic import Field
 
-from trainer.failure import GridError, Stopped, StoreError
+from trainer.failure import GridError, Stopped
+from trainer.lock import HostLock
 from trainer.machine import cache_folder
 from trainer.result import Record, parse_record
 from trainer.stop import StopSignal
@@ -44,39 +43,6 @@ class LeaseRecord(Record):
 def lease_key(run: str) -> str:
     """Where the run's lease lives."""
     return f"runs/{run}/lease.json"
-
-
-class HostLock:
-    """An exclusive lock among this host's processes; the kernel frees it when its holder dies, however it dies."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: IO[str] | None = None
-
-    def acquire(self) -> bool:
-        """Take the lock if it is free; whether it is held now."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # as the umask has it: users who share the store share its locks
-            file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), "a")
-        except OSError as error:
-            raise StoreError(
-                f"{self.path}: locking failed: got {error.strerror}, expected a file that this process can write",
-                hint="let this user write there, or choose another store",
-            ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        """Free the lock."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def run_lock(store: Store, run: str) -> HostLock:
@@ -106,6 +72,9 @@ class Lease:
             raise Stopped(f"run {self.run} is being trained by another process of this host")
         try:
             self._take()
+        except NotFound as error:
+            self._lock.release()
+            raise Stopped(f"run {self.run}: someone removed its lease while this attempt looked at it") from error
         except BaseException:
             self._lock.release()
             raise
@@ -119,8 +88,7 @@ class Lease:
         except NotFound:
             self.attempt = _attempt_name(1)
             with suppress(Conflict):
-                self.store.create(key, self._record().model_dump_json().encode())
-                self._version = self.store.get_versioned(key)[1]
+                self._version = self.store.create(key, self._record().model_dump_json().encode())
                 return
             data, version = self.store.get_versioned(key)
         previous = parse_record(LeaseRecord, key, data)

@@ -10,7 +10,6 @@ Pixel (x, y) of an image of width w that starts at byte s lies at s + 3 (y w + x
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -28,6 +27,7 @@ from trainer.cache import HEADER_BYTES, Cache, CacheFile, Pixels, open_used, wri
 from trainer.dataset import DatasetIndex, ImageEntry, PartName, resized_shape
 from trainer.decode import decode_image
 from trainer.failure import DataError, StoreError
+from trainer.lock import locked
 from trainer.spec import DataSpec
 from trainer.store import NotFound, Store
 
@@ -245,9 +245,7 @@ class _Shards:
         """The shard's copy, made if need be, open: it may be removed at any moment by another process."""
         shard = self._index.shards[entry.shard]
         path = self._scratch / f"{shard.sha256}.tar"
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+        with locked(path.with_suffix(".lock")):
             self._copies.add(path)
             with contextlib.suppress(FileNotFoundError), open_used(path) as copy:
                 return os.dup(copy.fileno())

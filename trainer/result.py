@@ -68,7 +68,7 @@ class EpochMetrics(Record):
     returned_to_best: bool = Field(description="whether training went back to the best epoch after this one")
     restarts: int = Field(description="restarts after a non-finite loss so far")
     images_per_second: float = Field(description="training and validation images over the epoch's whole time")
-    seconds: float = Field(description="the epoch's whole time in this attempt")
+    seconds: float = Field(description="the epoch's whole time, that of earlier attempts and restarts included")
 
 
 class ResumedFrom(Record):

@@ -15,9 +15,9 @@ from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainer import numerics as numerics_of
@@ -396,7 +396,7 @@ def test_experiment(attempt: Attempt) -> TestResult:
     loader = Loader(part, spec.data, AugmentationSpec(), device, memory_format_of(used))
     scores, logits_NK = evaluate(compiled(network, used), network, used, loader, attempt.stop)
     predictions = f"runs/{run}/test/predictions.npz"
-    store.put(predictions, _npz(index=part.indices_N, label=part.labels_N, logits=logits_NK.numpy()))
+    store.put(predictions, _predictions(part.indices_N, part.labels_N, logits_NK))
     tested = TestResult(
         run=run,
         test_loss=scores.loss,
@@ -417,9 +417,9 @@ def test_experiment(attempt: Attempt) -> TestResult:
     return tested
 
 
-def _npz(**arrays: np.ndarray[Any, Any]) -> bytes:
+def _predictions(index_N: npt.NDArray[np.int64], label_N: npt.NDArray[np.int64], logits_NK: torch.Tensor) -> bytes:
     buffer = BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, index=index_N, label=label_N, logits=logits_NK.numpy())
     return buffer.getvalue()
 
 

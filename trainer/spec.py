@@ -20,6 +20,7 @@ from pydantic import (
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scalar = bool | int | float | str
+DATA_SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a part of a key in the store, whichever kind that is
 
 
 def below_weights(name: str) -> str:
@@ -94,7 +95,7 @@ class DataSpec(Frozen):
     """Which images a run sees and how each becomes a tensor of `crop` x `crop` pixels."""
 
     name: Annotated[str, NoIdentity()] = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="data set in the store, as `grid data import` named it"
+        pattern=DATA_SET_NAME, description="data set in the store, as `grid data import` named it"
     )
     fingerprint: Sha256 | None = Field(
         default=None, description="fingerprint of the data set; filled in from the store's index when a grid expands"

@@ -128,6 +128,7 @@ def run_epoch(
             scores, _ = evaluate(state.model, state.network, state.numerics, state.validation, stop)
             if math.isfinite(scores.loss):
                 break
+            state.advance(epoch_seconds=state.progress.epoch_seconds + time.monotonic() - begun)
         restart(state)
     return conclude_epoch(state, scores, time.monotonic() - begun)
 
@@ -164,6 +165,7 @@ def train_epoch(state: TrainState, recorder: Recorder, stop: StopSignal, report:
         sums.add(*optimizer_step(state, images_BCHW, labels_B, step - 1), len(labels_B))
         is_last = step == len(batches)
         if (is_last or step % CHECK_STEPS == 0) and not math.isfinite(sums.loss.item()):
+            catch_up(step)  # the time that was lost is the epoch's all the same
             return False
         now = time.monotonic()
         if now - reported >= REPORT_SECONDS:

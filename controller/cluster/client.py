@@ -25,10 +25,12 @@ from controller.cluster.kubeconfig import find
 from controller.cluster.resources import (
     ACCESS_REVIEWS,
     EVENTS,
+    KUEUE_GROUP,
     NODES,
     PODS,
     SELF_REVIEWS,
     Access,
+    Kueue,
     Listing,
     NodeView,
     Object,
@@ -189,19 +191,6 @@ class Cluster(Connection):
             )
         )
 
-    def apply(self, resource: Resource, body: Mapping[str, Any], *, dry_run: bool = False) -> Object:
-        """The object after a server-side apply: it is made, or the fields that `body` names become ours."""
-        return object_of(
-            self._request(
-                "PATCH",
-                resource,
-                body["metadata"]["name"],
-                body=body,
-                content_type="application/apply-patch+yaml",  # JSON is YAML
-                query={**_dry_run(dry_run), "force": "true", "fieldValidation": "Strict"},
-            )
-        )
-
     def delete(
         self,
         resource: Resource,
@@ -327,15 +316,17 @@ class Cluster(Connection):
             return None
         return str(found["preferredVersion"]["groupVersion"])
 
+    def kueue(self) -> Kueue | None:
+        """Kueue's kinds of objects; none where it is not installed. Raises ClusterError."""
+        api = self.preferred_api(KUEUE_GROUP)
+        return None if api is None else Kueue.of(api)
+
     def logs(
         self,
         pod: str,
         *,
         follow: bool = False,
         container: str = "",
-        tail_lines: int | None = None,
-        since_seconds: int | None = None,
-        previous: bool = False,
         silence_seconds: float = 3600,
     ) -> Iterator[str]:
         """The lines of a pod's log; with `follow` those that come, until its container has ended.
@@ -345,9 +336,6 @@ class Cluster(Connection):
         """
         query = {"container": container, "timestamps": "true"}
         query |= {"follow": "true"} if follow else {}
-        query |= {"previous": "true"} if previous else {}
-        query |= {} if tail_lines is None else {"tailLines": str(tail_lines)}
-        query |= {} if since_seconds is None else {"sinceSeconds": str(since_seconds)}
         last, num_last = "", 0  # the time of the last line that was read, and how many lines of that time were read
         path, target = PODS.path(self.namespace, pod, "log"), f"log of Pod {pod}"
         while True:
@@ -371,7 +359,6 @@ class Cluster(Connection):
                 if not last:
                     raise
             # Whole seconds are all that it understands; what comes twice by that is skipped above.
-            query = {key: value for key, value in query.items() if key not in ("tailLines", "sinceSeconds")}
             query["sinceTime"] = last[:19] + "Z"
 
 

@@ -49,7 +49,27 @@ PRIORITY_CLASSES = Resource("scheduling.k8s.io/v1", "priorityclasses", "Priority
 PODS_EVERYWHERE = Resource("v1", "pods", "Pod", False)  # of all namespaces
 NODES = Resource("v1", "nodes", "Node", False)
 NAMESPACES = Resource("v1", "namespaces", "Namespace", False)
+SYSTEM_CONFIG_MAPS = Resource("v1", "namespaces/kube-system/configmaps", "ConfigMap", False)
 KUEUE_GROUP = "kueue.x-k8s.io"
+
+
+class Kueue(NamedTuple):
+    """Kueue's kinds of objects, in the version that a server prefers."""
+
+    workloads: Resource
+    local_queues: Resource
+    cluster_queues: Resource
+    priority_classes: Resource
+
+    @staticmethod
+    def of(api: str) -> Kueue:
+        """The kinds, in that version of the group."""
+        return Kueue(
+            Resource(api, "workloads", "Workload"),
+            Resource(api, "localqueues", "LocalQueue"),
+            Resource(api, "clusterqueues", "ClusterQueue", False),
+            Resource(api, "workloadpriorityclasses", "WorkloadPriorityClass", False),
+        )
 
 
 @dataclass(frozen=True)

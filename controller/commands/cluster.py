@@ -55,13 +55,13 @@ if TYPE_CHECKING:
     from controller.cluster import Cluster
     from controller.grid import Grid
     from controller.jobs import JobView, PodView
-    from controller.lead import Lead
     from controller.live import View
     from controller.manifest import JobTemplate
     from controller.passes import Passes, Report
     from controller.search import Expansion, Facts
     from controller.settings import Settings
     from controller.standing import Choice, Work
+    from controller.who_acts import Acting
     from trainer.failure import Failure
     from trainer.store import Store
 
@@ -73,7 +73,7 @@ LOG_AGAIN_SECONDS = 1.0  # between two looks for a pod that has not started yet
 
 
 @contextmanager
-def _acting(
+def _joined(
     grid: Grid,
     facts: Facts,
     store: Store,
@@ -82,48 +82,48 @@ def _acting(
     view: View,
     *,
     choice: Choice | None = None,
-    leads: bool = True,
+    acts: bool = True,
     patience_seconds: float = WORKING_SECONDS,
-) -> Iterator[tuple[Passes, Lead]]:
-    """What acts on the grid, once the cluster has answered, and who does; whoever it is, unless it `leads`."""
-    from controller.lead import Lead
+) -> Iterator[tuple[Passes, Acting]]:
+    """What acts on the grid once the cluster has answered, and who may: without `acts` it does whoever else acts."""
     from controller.mirror import Mirror
     from controller.passes import ActedGrid, Passes
+    from controller.who_acts import Acting
 
     with (
         open_namespace(settings.namespace, context, patience_seconds=patience_seconds) as cluster,
         Mirror(cluster, queues=settings.queue is not None) as mirror,
     ):
         acted = ActedGrid(grid, store, facts, settings=settings)
-        lead = Lead(cluster, grid.name, submission_of(grid, store, settings).stores, view)
-        passes = Passes(cluster, mirror, store, [acted], view, only=choice, acts=lead if leads else lambda: True)
-        if not leads:
-            yield passes, lead
+        acting = Acting(cluster, grid.name, submission_of(grid, store, settings).stores, view)
+        passes = Passes(cluster, mirror, store, [acted], view, only=choice, acts=acting if acts else lambda: True)
+        if not acts:
+            yield passes, acting
             return
-        with lead:
-            yield passes, lead
+        with acting:
+            yield passes, acting
 
 
-def _hand_over(grid: Grid, settings: Settings, passes: Passes, lead: Lead, *, is_asking: bool = True) -> str | None:
+def _hand_over(grid: Grid, settings: Settings, passes: Passes, acting: Acting, *, is_asking: bool = True) -> str | None:
     """Who else acts on the grid, if anyone; a `grid serve` knows from now on that it may.
 
     Raises ClusterError where one is there, may not be told of the grid, and is asked for something by that.
     """
     refused = touch(passes.cluster, submission_of(grid, passes.store, settings))
-    other = lead.other()
+    other = acting.other()
     if refused is not None:
-        if lead.is_served and is_asking:
+        if acting.is_served and is_asking:
             refused.hint = f"{other} acts in {settings.namespace}, on grids whose ConfigMap is there: {refused.hint}"
             raise refused
         passes.view.say("note", f"no `grid serve` will know of it: {refused.message}")
     return other
 
 
-def _act_or_look_on(passes: Passes, name: str, lead: Lead, before: Mapping[Work, JobView]) -> Report:
+def _act_or_look_on(passes: Passes, name: str, acting: Acting, before: Mapping[Work, JobView]) -> Report:
     """What came of the grid's Jobs by this process, or since `before` by the `grid serve` that acts on it."""
     from controller.passes import Report, look_on, settle
 
-    if not lead.is_served:
+    if not acting.is_served:
         report = settle(passes)
         if report.left:
             passes.view.say("note", f"{count_text(report.left, 'step')} left to who acts on {name} by now")
@@ -183,14 +183,14 @@ def submit(
     choice = choice_of(found, only, stages)
     facts = grid_facts(found, store)
     job_template(found, _expansion(found, facts), facts, store, settings)  # wrong settings are told before all else
-    with open_view() as view, _acting(found, facts, store, settings, context, view, choice=choice) as (passes, lead):
-        taken = take_up(found, store, choice, update=update)
+    with open_view() as view, _joined(found, facts, store, settings, context, view, choice=choice) as (passes, acting):
+        taken = take_up(found, store, choice, update=update, facts=facts)
         write_settings(store, found.name, settings)
         for text in adoption_text(found, taken.adoption):
             view.say("note", text)
         before = passes.mirror.snapshot().jobs
-        other = _hand_over(found, settings, passes, lead)
-        report = _act_or_look_on(passes, found.name, lead, before)
+        other = _hand_over(found, settings, passes, acting)
+        report = _act_or_look_on(passes, found.name, acting, before)
     _raise_refusal(report)
     _tell_submitted(found, settings, report, choice, passes, other, as_json=as_json)
 
@@ -285,12 +285,12 @@ def _watched(grid: Grid, store: Store, settings: Settings, context: str | None, 
     facts = grid_facts(grid, store)
     with (
         open_view() as view,
-        _acting(grid, facts, store, settings, context, view, choice=choice, patience_seconds=PATIENCE) as (
+        _joined(grid, facts, store, settings, context, view, choice=choice, patience_seconds=PATIENCE) as (
             passes,
-            lead,
+            acting,
         ),
     ):
-        if (other := _hand_over(grid, settings, passes, lead, is_asking=False)) is not None:
+        if (other := _hand_over(grid, settings, passes, acting, is_asking=False)) is not None:
             view.say("note", f"{other} acts on it; this only looks, and goes on where that one ends")
         go_on(passes, grid.name)
     return passes
@@ -343,14 +343,14 @@ def _want(
     set_intent(found, store, intent)
     note(f"{found.name} is {did} in {store.uri}")
     starts = intent == "active"  # whoever leads: what ends runs may be done by anyone
-    with open_view() as view, _acting(found, facts, store, settings, context, view, leads=starts) as (passes, lead):
+    with open_view() as view, _joined(found, facts, store, settings, context, view, acts=starts) as (passes, acting):
         if starts:
             before = passes.mirror.snapshot().jobs
-            if (other := _hand_over(found, settings, passes, lead)) is not None:
+            if (other := _hand_over(found, settings, passes, acting)) is not None:
                 view.say("note", f"{other} acts on it: within half a minute it goes on")
-            report = _act_or_look_on(passes, found.name, lead, before)
+            report = _act_or_look_on(passes, found.name, acting, before)
         else:
-            other = lead.server()
+            other = acting.server()
             refused = touch(passes.cluster, submission_of(found, store, settings), enter=intent == "paused")
             if refused is not None and other is not None:  # it looks at the store within half a minute anyway
                 view.say("note", f"{other} acts on it, and could not be told: {refused.message}")
@@ -485,6 +485,7 @@ def retry(asked: Asked) -> None:
     """
     from controller.archive import stored_settings
     from controller.local import retry as clear
+    from controller.standing import failure_text
 
     store = the_store()
     found = stored_or_named_grid(asked.grid, store)
@@ -501,7 +502,7 @@ def retry(asked: Asked) -> None:
         print_json({"grid": found.name, "cleared": failures, **did})
         return
     for run_id, failure in cleared.items():
-        tell(f"{run_id}: cleared {failure.reason}: {failure.message}")
+        tell(f"{run_id}: cleared {failure_text(failure)}")
     if not cleared:
         click.echo("nothing failed for good")
     elif report is None:
@@ -519,8 +520,8 @@ def _retry_on_cluster(
     from controller.passes import look_on, settle
 
     facts = grid_facts(grid, store)
-    with open_view() as view, _acting(grid, facts, store, settings, context, view) as (passes, lead):
-        if (other := lead.other()) is not None:
+    with open_view() as view, _joined(grid, facts, store, settings, context, view) as (passes, acting):
+        if (other := acting.other()) is not None:
             view.say("note", f"{other} acts on it: within half a minute it starts them again")
         # Jobs that failed are marked as such: only then does a failure that is gone mean a retry
         if other is None:
@@ -530,8 +531,8 @@ def _retry_on_cluster(
         cleared = clear(grid, store, choice)
         passes.forget()
         before = passes.mirror.snapshot().jobs
-        _hand_over(grid, settings, passes, lead)
-        report = _act_or_look_on(passes, grid.name, lead, before)
+        _hand_over(grid, settings, passes, acting)
+        report = _act_or_look_on(passes, grid.name, acting, before)
     _raise_refusal(report)
     return cleared, report, other
 

@@ -101,7 +101,9 @@ def _outline(grid: Grid) -> list[str]:
 
 
 def _start(stage: Stage) -> str:
-    return "the base" if stage.start == "base" else f"what {stage.start} keeps"
+    from controller.stages import BASE
+
+    return "the base" if stage.start == BASE else f"what {stage.start} keeps"
 
 
 @click.command()

@@ -48,8 +48,8 @@ def settings_options(function: F) -> F:
         metavar="FILE",
         envvar="GRID_SETTINGS",
         shell_complete=_complete_settings,
-        help="The cluster's side: a file, or `kind` or `gpu`, which need none. Default: GRID_SETTINGS, else what the "
-        "grid was submitted with last, else kind.",
+        help="The cluster's side: a file, or `kind` or `gpu`, which come with the program (gpu needs --setting "
+        "image=…). Default: GRID_SETTINGS, else what the grid was submitted with last, else kind.",
     )(function)
 
 

@@ -116,7 +116,7 @@ def tell_outcome(grid: Grid, store: Store, told: Container[str], *, stopped: boo
 def tell_end(grid: str, standing: Status, told: Container[str], *, stopped: bool) -> None:
     """Tell how the grid stands now that a command is done with it; failures that were not told before come first."""
     from controller.archive import homes
-    from controller.standing import Choice, chosen_work
+    from controller.standing import Choice, chosen_work, failure_text
 
     tell(f"{grid}: {counted(counts_of(standing))}", err=True)
     places = homes(standing.expansion)
@@ -125,7 +125,7 @@ def tell_end(grid: str, standing: Status, told: Container[str], *, stopped: bool
     )
     untold = [standing.known.failures[run] for run in failed if run not in told]  # of an earlier `grid run`
     for failure in untold[:REASONS_SHOWN]:
-        tell(f"{places[failure.run][0]}: {failure.reason}: {failure.message}", indent=2, err=True)
+        tell(f"{places[failure.run][0]}: {failure_text(failure)}", indent=2, err=True)
         for line in _ways_out(failure):
             tell(line, indent=4, err=True)
     if len(untold) > REASONS_SHOWN:

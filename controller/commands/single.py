@@ -183,16 +183,16 @@ def _act(
 
 def _lead(leads: ExitStack, passes: Passes, grids: Sequence[tuple[Grid, Settings]]) -> Iterator[str]:
     """Who else acts on the grids, each once; without any, `passes` acts as long as this process leads them all."""
-    from controller.lead import Lead
+    from controller.who_acts import Acting
 
     mine = [
         leads.enter_context(
-            Lead(passes.cluster, grid.name, submission_of(grid, passes.store, settings).stores, passes.view)
+            Acting(passes.cluster, grid.name, submission_of(grid, passes.store, settings).stores, passes.view)
         )
         for grid, settings in grids
     ]
-    passes.acts = lambda: all(lead() for lead in mine)
-    yield from dict.fromkeys(other for lead in mine if (other := lead.other()) is not None)
+    passes.acts = lambda: all(acting() for acting in mine)
+    yield from dict.fromkeys(other for acting in mine if (other := acting.other()) is not None)
 
 
 # Telling

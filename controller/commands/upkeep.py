@@ -45,7 +45,7 @@ MARK_WIDTH = 6  # characters before what a check found
 @click.command()
 @store_option
 @click.option("--delete", is_flag=True, help="Remove what is shown. Without it nothing is touched.")
-@click.option("--datasets", "data_sets", is_flag=True, help="Data sets that no grid names, too.")
+@click.option("--datasets", "data_sets", is_flag=True, help="Data sets that no grid names, too, once a day old.")
 @click.option(
     "--forget",
     metavar="GRID",
@@ -74,7 +74,7 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     store = the_store()
     wants = _wants(store, forget)
     found = find_unwanted(read_contents(store, wants), wants, time.time(), data_sets=data_sets)
-    done = remove(store, found) if delete else Removal()
+    done = remove(store, found, forget) if delete else Removal()
     num_swept = sweep_temporary(store) if delete else 0
     usage = cache_usage()
     num_freed = remove_unused(usage.folder, 0) if delete and cache else 0
@@ -87,7 +87,10 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     if len(found) > SHOWN:
         click.echo(f"and {len(found) - SHOWN:,} more: --json has them all")
     for item in done.held:
-        note(f"{item.kind} {item.name} is being trained and stays")
+        doing = "trained" if item.kind in ("run", "blobs") else "imported"
+        note(f"{item.kind} {item.name} is being {doing} and stays")
+    for item in done.wanted:
+        note(f"{item.kind} {item.name} is wanted by now and stays")
     if not found and not num_swept:
         click.echo("nothing to remove: grids want all there is")
     elif delete:
@@ -122,7 +125,8 @@ def _wants(store: Store, forget: tuple[str, ...]) -> Mapping[str, Wants]:
 
 
 def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool) -> dict[str, object]:
-    removed, held = set(done.removed), set(done.held)
+    states = dict.fromkeys(done.removed, "removed") | dict.fromkeys(done.held, "held")
+    states |= dict.fromkeys(done.wanted, "wanted")
     return {
         "deleted": delete,
         "unwanted": [
@@ -132,7 +136,7 @@ def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool)
                 "why": item.why,
                 "bytes": item.size,
                 "keys": item.keys,
-                "state": "removed" if item in removed else "held" if item in held else "shown",
+                "state": states.get(item, "shown"),
             }
             for item in found
         ],
@@ -142,7 +146,7 @@ def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool)
     }
 
 
-class Asked(NamedTuple):
+class ClusterOptions(NamedTuple):
     """What a command line says of the cluster that `doctor` is to look at."""
 
     settings_name: str | None
@@ -190,7 +194,7 @@ def doctor(
     from controller.doctor import as_json as plain_values
 
     checks = []
-    for check in _checks(grid, Asked(settings_name, assignments, context, probes)):
+    for check in _checks(grid, ClusterOptions(settings_name, assignments, context, probes)):
         checks.append(check)
         if not as_json:
             _tell(check)
@@ -203,7 +207,7 @@ def doctor(
         raise SystemExit(1)
 
 
-def _checks(given: str | None, asked: Asked) -> Iterator[Check]:
+def _checks(given: str | None, options: ClusterOptions) -> Iterator[Check]:
     from controller import doctor
     from controller.search import wanted
     from trainer.failure import GridError
@@ -218,11 +222,11 @@ def _checks(given: str | None, asked: Asked) -> Iterator[Check]:
         except GridError as error:
             yield doctor.Check("grid", "wrong", error.message, error.hint)
     try:
-        settings = _cluster_settings(grid.name if grid else given, asked)
+        settings = _cluster_settings(grid.name if grid else given, options)
     except GridError as error:
         yield doctor.Check("settings", "wrong", error.message, error.hint)
     yield from doctor.check_machine()
-    if not asked.is_asked and settings is None:  # else this machine is not where runs are trained
+    if not options.is_asked and settings is None:  # else this machine is not where runs are trained
         yield from doctor.check_torch()
         yield from doctor.guarded("cache", doctor.check_cache)
     yield from _store_checks(needs)
@@ -233,7 +237,7 @@ def _checks(given: str | None, asked: Asked) -> Iterator[Check]:
     except GridError as error:
         yield doctor.Check("settings", "wrong", error.message, error.hint)
         return
-    yield from doctor.guarded("cluster", lambda: _cluster_checks(template, asked))
+    yield from doctor.guarded("cluster", lambda: _cluster_checks(template, options))
 
 
 def _store_checks(needs: Needs | None) -> Iterator[Check]:
@@ -254,28 +258,28 @@ def _store_checks(needs: Needs | None) -> Iterator[Check]:
     yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights))
 
 
-def _cluster_settings(grid: str | None, asked: Asked) -> Settings | None:
+def _cluster_settings(grid: str | None, options: ClusterOptions) -> Settings | None:
     """The settings of the cluster that is meant; none where no cluster is. Raises SpecError."""
     from controller.settings import read_settings
     from trainer.failure import StoreError
 
-    if asked.settings_name is not None or (grid is None and asked.is_asked):
-        return read_settings(asked.settings_name or DEFAULT_SETTINGS, asked.assignments)
+    if options.settings_name is not None or (grid is None and options.is_asked):
+        return read_settings(options.settings_name or DEFAULT_SETTINGS, options.assignments)
     if grid is None:
         return None
     try:
-        stored = settings_of(grid, the_store(patience_seconds=READING_SECONDS), None, asked.assignments)
+        stored = settings_of(grid, the_store(patience_seconds=READING_SECONDS), None, options.assignments)
     except StoreError:  # which is told where the store is looked at
         stored = None
-    return stored or (read_settings(DEFAULT_SETTINGS, asked.assignments) if asked.is_asked else None)
+    return stored or (read_settings(DEFAULT_SETTINGS, options.assignments) if options.is_asked else None)
 
 
-def _cluster_checks(template: JobTemplate, asked: Asked) -> Iterator[Check]:
+def _cluster_checks(template: JobTemplate, options: ClusterOptions) -> Iterator[Check]:
     from controller.readiness import check_cluster
 
     namespace = template.settings.namespace
-    with open_namespace(namespace, asked.context, patience_seconds=READING_SECONDS) as cluster:
-        yield from check_cluster(cluster, template, probes=asked.probes, tell=note)
+    with open_namespace(namespace, options.context, patience_seconds=READING_SECONDS) as cluster:
+        yield from check_cluster(cluster, template, probes=options.probes, tell=note)
 
 
 def _template(grid: Grid | None, settings: Settings) -> JobTemplate:

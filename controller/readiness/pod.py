@@ -17,20 +17,19 @@ from controller.attempts import CONFIGURATION_REASONS, IMAGE_REASONS
 from controller.cluster import (
     EVENTS,
     JOBS,
-    KUEUE_GROUP,
     PODS,
     Cluster,
     ClusterError,
     Forbidden,
+    Kueue,
     Object,
     ObjectAbsent,
-    Resource,
 )
-from controller.doctor import Check, check_clock
+from controller.doctor import Check, judge_clock, judge_store, skew_seconds
 from controller.jobs import (
     CONTAINER,
-    DOMAIN,
-    MANAGED_BY,
+    PROBE_LABEL,
+    PROBE_SELECTOR,
     REFUSAL_FIELDS,
     RUN_LABEL,
     SEED_LABEL,
@@ -51,7 +50,6 @@ from controller.wording import bytes_text, seconds_text
 from trainer.probe import Answer
 from trainer.spec import Recipe
 
-PROBE_LABEL = f"{DOMAIN}/probe"  # and none of a run: the controller passes such a Job by
 PROBE_COMMAND = ["python", "-m", "trainer.probe"]
 NO_PROBE = "No module named trainer.probe"
 PROBE_SECONDS = 600  # an image of gigabytes is pulled for minutes
@@ -161,9 +159,9 @@ def _watched(cluster: Cluster, name: str, tell: Callable[[str], None], *, queues
     """The probe when it has come to something, or is given up."""
     began = time.monotonic()
     told = ""
-    workloads = _workloads(cluster) if queues else None
+    kueue = cluster.kueue() if queues else None
     while True:
-        seen = _look(cluster, name, time.monotonic() - began, workloads)
+        seen = _look(cluster, name, time.monotonic() - began, kueue)
         if is_over(seen):
             return seen
         if seen.waits_for != told:
@@ -172,17 +170,17 @@ def _watched(cluster: Cluster, name: str, tell: Callable[[str], None], *, queues
         time.sleep(POLL_SECONDS)
 
 
-def _look(cluster: Cluster, name: str, seconds: float, workloads: Resource | None) -> Seen:
+def _look(cluster: Cluster, name: str, seconds: float, kueue: Kueue | None) -> Seen:
     pods = cluster.list(PODS, _as_of_a_run, selector=f"{PROBE_LABEL}={name}").items
     if pods:
         return Seen(seconds, pods[-1])
     refusals: tuple[RefusalView, ...] = ()
     with suppress(Forbidden):
         refusals = cluster.list(EVENTS, refusal_view, fields=f"{REFUSAL_FIELDS},involvedObject.name={name}").items
-    if refusals or workloads is None:
+    if refusals or kueue is None:
         return Seen(seconds, refusal=max(refusals, key=lambda each: each.time, default=None))
     with suppress(Forbidden):
-        for each in cluster.list(workloads, workload_view).items:
+        for each in cluster.list(kueue.workloads, workload_view).items:
             if each.work.run == name:
                 return Seen(seconds, workload=each)
     return Seen(seconds)
@@ -192,11 +190,6 @@ def _as_of_a_run(pod: Object) -> PodView | None:
     """The pod as a run's would be read."""
     metadata = pod["metadata"]
     return pod_view({**pod, "metadata": {**metadata, "labels": {**metadata["labels"], RUN_LABEL: "probe"}}})
-
-
-def _workloads(cluster: Cluster) -> Resource | None:
-    api = cluster.preferred_api(KUEUE_GROUP)
-    return None if api is None else Resource(api, "workloads", "Workload")
 
 
 def _remove(cluster: Cluster, name: str) -> None:
@@ -213,8 +206,7 @@ def remove_leftovers(cluster: Cluster) -> int:
         metadata = job["metadata"]
         return metadata["name"] if read_time(metadata["creationTimestamp"]) < oldest else None
 
-    selector = f"app.kubernetes.io/managed-by={MANAGED_BY},{PROBE_LABEL}"
-    for name in cluster.list(JOBS, old, selector=selector).items:
+    for name in cluster.list(JOBS, old, selector=PROBE_SELECTOR).items:
         with suppress(ObjectAbsent):
             cluster.delete(JOBS, name)
             num_removed += 1
@@ -274,8 +266,10 @@ def _judge_end(pod: PodView, settings: Settings, began: float, ended: float) -> 
         yield _judge_silence(pod, text, settings)
         return
     yield judge_image(answer, settings)
-    yield from judge_store(answer)
-    yield judge_pod_clock(answer.time, began, ended)
+    if answer.store is not None:
+        yield from judge_store(answer.store, place=" from a pod", own_clock="the pod's")
+    skew = skew_seconds(answer.time, began, ended)
+    yield judge_clock("node's clock", skew, "the node's clock", "this machine's", "signatures and leases")
     if settings.gpu is not None:
         yield judge_gpus(answer, settings.gpu.count)
 
@@ -307,31 +301,6 @@ def judge_image(answer: Answer, settings: Settings) -> Check:
         f"{answer.threads} threads, {bytes_text(answer.memory)} of memory"
     )
     return Check("image", "ok", found)
-
-
-def judge_store(answer: Answer) -> Iterator[Check]:
-    """Whether the store can be used from a pod."""
-    store = answer.store
-    if store.error is not None:
-        yield Check("store from a pod", "wrong", store.error, store.hint)
-        return
-    yield Check("store from a pod", "ok", f"{store.uri} can be written and read")
-    if store.stamp is not None and store.before is not None and store.after is not None:
-        clock = check_clock(store.stamp, store.before, store.after)
-        found = clock.found.replace("this machine's", "the pod's")
-        yield Check("store's clock from a pod", clock.state, found, clock.cure)
-    if store.is_conditional:
-        yield Check("conditional writes", "ok", "honoured from a pod: two pods never train the same run")
-    else:
-        found = "not honoured: should two pods of one run ever be there at once, both train it, with the same numbers"
-        yield Check("conditional writes", "note", found, "another S3 server, or version of it, spares that work")
-
-
-def judge_pod_clock(stamp: float, began: float, ended: float) -> Check:
-    """Whether the node's time lies between two times of this machine."""
-    clock = check_clock(stamp, began, ended)
-    found = clock.found.replace("the store's clock", "the node's clock")
-    return Check("node's clock", clock.state, found, clock.cure)
 
 
 def judge_gpus(answer: Answer, count: int) -> Check:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from controller.cluster import KUEUE_GROUP, Cluster, Forbidden, Object, ObjectAbsent, Resource
+from controller.cluster import Cluster, Forbidden, Kueue, Object, ObjectAbsent
 from controller.doctor import Check
-from controller.readiness.room import asked_of, quantity
+from controller.quantities import quantity
+from controller.readiness.room import asked_of
 from controller.settings import Queue
 from controller.wording import count_text
 from trainer.document import nearest
@@ -18,19 +19,15 @@ UNSEEN = "may not be looked at"
 
 def check_queue(cluster: Cluster, queue: Queue, pod_spec: Mapping[str, Any]) -> Iterator[Check]:
     """Whether Kueue takes runs into `queue`, as far as rights see. Raises ClusterError."""
-    api = cluster.preferred_api(KUEUE_GROUP)
-    if api is None:
+    kueue = cluster.kueue()
+    if kueue is None:
         cure = "install Kueue (https://kueue.sigs.k8s.io/docs/installation/), or set `queue: null`"
         yield Check("queue", "wrong", "Kueue is not installed in this cluster", cure)
         return
-    local, cluster_wide = (
-        Resource(api, "localqueues", "LocalQueue"),
-        Resource(api, "clusterqueues", "ClusterQueue", False),
-    )
     try:
-        found = cluster.get(local, queue.name)
+        found = cluster.get(kueue.local_queues, queue.name)
     except ObjectAbsent:
-        yield judge_absent_queue(queue.name, cluster.namespace, cluster.list(local, _name).items)
+        yield judge_absent_queue(queue.name, cluster.namespace, cluster.list(kueue.local_queues, _name).items)
         return
     except Forbidden:
         yield Check("queue", "note", f"{queue.name} {UNSEEN}", "the Role experiment-grid-controller-kueue lets it be")
@@ -38,20 +35,19 @@ def check_queue(cluster: Cluster, queue: Queue, pod_spec: Mapping[str, Any]) -> 
     yield judge_local_queue(found)
     name = found["spec"].get("clusterQueue", "")
     try:
-        yield judge_cluster_queue(cluster.get(cluster_wide, name), asked_of(pod_spec))
+        yield judge_cluster_queue(cluster.get(kueue.cluster_queues, name), asked_of(pod_spec))
     except ObjectAbsent:
         cure = "who runs the cluster makes it, or names another in the LocalQueue"
         yield Check("cluster queue", "wrong", f"{name}, which {queue.name} leads to, is not there", cure)
     except Forbidden:
         yield Check("cluster queue", "note", f"{name} {UNSEEN}; what the queue says above has to do")
     if queue.priority_class is not None:
-        yield from _check_priority(cluster, api, queue.priority_class)
+        yield from _check_priority(cluster, kueue, queue.priority_class)
 
 
-def _check_priority(cluster: Cluster, api: str, name: str) -> Iterator[Check]:
-    classes = Resource(api, "workloadpriorityclasses", "WorkloadPriorityClass", False)
+def _check_priority(cluster: Cluster, kueue: Kueue, name: str) -> Iterator[Check]:
     try:
-        value = cluster.get(classes, name).get("value")
+        value = cluster.get(kueue.priority_classes, name).get("value")
         yield Check("queue's priority class", "ok", f"{name}, {value}")
     except ObjectAbsent:
         cure = "correct `queue.priority_class`; `kubectl get workloadpriorityclasses` lists them"

@@ -9,7 +9,7 @@ from controller.cluster import KUEUE_GROUP, Access, Cluster, ClusterError
 from controller.doctor import Check
 from controller.jobs import MANAGED_BY
 
-OWN_ROLE, QUEUE_ROLE = f"{MANAGED_BY}-controller", f"{MANAGED_BY}-controller-kueue"
+USER_ROLE, QUEUE_ROLE = f"{MANAGED_BY}-user", f"{MANAGED_BY}-controller-kueue"
 
 
 class Right(NamedTuple):
@@ -20,7 +20,7 @@ class Right(NamedTuple):
     group: str = ""
     subresource: str = ""
     used_for: str = "every command of a cluster"
-    role: str | None = OWN_ROLE  # none: who submits needs it, the controller does not
+    role: str = USER_ROLE
     is_vital: bool = True
 
     @property
@@ -41,12 +41,25 @@ RIGHTS = (
         for verb in ("create", "patch")
     ),
     *(Right(verb, "leases", "coordination.k8s.io", used_for="acting on a grid") for verb in ("get", "create")),
-    Right("update", "leases", "coordination.k8s.io", used_for="`grid watch` to act alone", role=None, is_vital=False),
+    Right("update", "leases", "coordination.k8s.io", used_for="`grid watch` to act alone", is_vital=False),
     *(
-        Right(verb, "configmaps", used_for="handing a grid to the controller", role=None, is_vital=False)
+        Right(verb, "configmaps", used_for="handing a grid to the controller", is_vital=False)
         for verb in ("create", "patch", "delete")
     ),
 )
+LOOKING_RIGHTS = (
+    *(
+        Right("list", resource, used_for="`grid doctor`, which says itself what it may not look at", is_vital=False)
+        for resource in ("limitranges", "resourcequotas")
+    ),
+    *(
+        Right("get", resource, used_for="`grid doctor`, likewise", is_vital=False)
+        for resource in ("configmaps", "persistentvolumeclaims", "serviceaccounts")
+    ),
+    Right("create", "pods", used_for="`grid doctor` to ask by a dry run whether one is admitted", is_vital=False),
+    Right("get", "pods", used_for="`kubectl describe pod`", is_vital=False),
+)
+"""What USER_ROLE has beside RIGHTS. It is not asked for: without it less is found, and that is told where it is."""
 QUEUE_RIGHTS = (
     *(
         Right(verb, "workloads", KUEUE_GROUP, used_for="saying why a run waits in its queue", role=QUEUE_ROLE)
@@ -85,17 +98,14 @@ def judge_rights(lacking: Iterable[Right], num_asked: int, user: str, namespace:
         found = f"{who} may not {', '.join(verbs)} {target}: needed for {used_for}"
         role = roles[kind]
         cure = f"{role} has it, too" if role in told else _cure(role, user, namespace, group, target, verbs)
-        if role is not None:
-            told.add(role)
+        told.add(role)
         yield Check("rights", "wrong" if is_vital else "note", found, cure)
     if not kinds:
         yield Check("rights", "ok", f"{who} has all {num_asked} that commands use")
 
 
-def _cure(role: str | None, user: str, namespace: str, group: str, target: str, verbs: list[str]) -> str:
+def _cure(role: str, user: str, namespace: str, group: str, target: str, verbs: list[str]) -> str:
     rule = f"apiGroups: [{group!r}], resources: [{target!r}], verbs: [{', '.join(map(repr, verbs))}]"
-    if role is None:
-        return f"a Role of yours in {namespace} with {rule}"
     bound = "--user=NAME" if not user else f"--user={user}"
     kind, _, account = user.rpartition(":")
     if kind.startswith("system:serviceaccount:"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -12,35 +12,26 @@ from controller.cluster import (
     LIMIT_RANGES,
     PODS_EVERYWHERE,
     QUOTAS,
+    SYSTEM_CONFIG_MAPS,
     Cluster,
     Forbidden,
     NodeView,
     Object,
+    ObjectAbsent,
 )
 from controller.doctor import Check
 from controller.jobs import CONTAINER
+from controller.quantities import quantity, quantity_text
 from controller.wording import count_text
 
-Asked = Mapping[str, Decimal]  # by the keys of a quota: requests.cpu, limits.memory, …
+Amounts = Mapping[str, Decimal]  # by the keys of a quota: requests.cpu, limits.memory, …
 
-_SCALES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
-_SCALES |= {letter: Decimal(1000) ** power for power, letter in enumerate("MGTPE", start=2)}
-_SCALES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
-_QUANTITY = re.compile(rf"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)({'|'.join(_SCALES)})?")
 COUNTED = {"pods", "count/pods", "count/jobs.batch"}
 MUST_BE_SAID = ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory")
 """What a quota makes every pod say: https://kubernetes.io/docs/concepts/policy/resource-quotas/"""
 PLAIN = ("cpu", "memory", "ephemeral-storage")
-
-
-def quantity(text: str | float) -> Decimal:
-    """What a quantity in any of the API's spellings comes to.
-
-    https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
-    """
-    found = _QUANTITY.fullmatch(str(text))
-    assert found is not None, text
-    return Decimal(found[1]) * _SCALES.get(found[2], Decimal(1))
+AUTOSCALER_GROUPS = ("karpenter.sh", "autoscaling.x-k8s.io")
+AUTOSCALER_STATUS = "cluster-autoscaler-status"
 
 
 def asked_of(pod_spec: Mapping[str, Any]) -> dict[str, Decimal]:
@@ -132,7 +123,7 @@ def _matches(value: str | None, operator: str, values: Sequence[str]) -> bool:
     return number > bound if operator == "Gt" else number < bound
 
 
-def judge_quota(quota: Object, asked: Asked) -> Check:
+def judge_quota(quota: Object, asked: Amounts) -> Check:
     """Whether one run fits into the quota at all, and how many more do now."""
     name = f"quota {quota['metadata']['name']}"
     hard = (quota.get("spec") or {}).get("hard") or {}
@@ -147,12 +138,12 @@ def judge_quota(quota: Object, asked: Asked) -> Check:
             continue
         if wanted > quantity(limit):
             cure = "lower `resources` in the settings, or ask for a larger quota"
-            return Check(name, "wrong", f"{key}: one run asks for {_text(wanted)}, all of it is {limit}", cure)
+            return Check(name, "wrong", f"{key}: one run asks for {quantity_text(wanted)}, all of it is {limit}", cure)
         if wanted:
             fits = int((quantity(limit) - quantity(used.get(key, 0))) // wanted)
             room = fits if room is None else min(room, fits)
             if fits < 1:
-                full.append(f"{key}: {used.get(key, 0)} of {limit} used, one run asks for {_text(wanted)}")
+                full.append(f"{key}: {used.get(key, 0)} of {limit} used, one run asks for {quantity_text(wanted)}")
     if full:
         return Check(name, "note", f"full now: {'; '.join(full)}", "runs wait until there is room")
     if room is None:
@@ -164,7 +155,7 @@ def _full_name(key: str) -> str:
     return f"requests.{key}" if key in PLAIN else key
 
 
-def _wanted(key: str, asked: Asked) -> Decimal | None:
+def _wanted(key: str, asked: Amounts) -> Decimal | None:
     """What one run takes of that line of a quota; none where it says nothing of it."""
     return Decimal(1) if key in COUNTED else asked.get(_full_name(key))
 
@@ -205,17 +196,17 @@ def judge_limits(limits: Object, pod_spec: Mapping[str, Any]) -> Check:
     return Check(name, "ok", "runs keep within them")
 
 
-def _refusals(item: Mapping[str, Any], own: Asked) -> Iterator[str]:
+def _refusals(item: Mapping[str, Any], own: Amounts) -> Iterator[str]:
     for resource, most in (item.get("max") or {}).items():
         value = own.get(f"limits.{resource}")
         if value is None:
             yield f"{resource}: a limit of at most {most} must be set"
         elif value > quantity(most):
-            yield f"{resource}: the limit is {_text(value)}, at most {most} is allowed"
+            yield f"{resource}: the limit is {quantity_text(value)}, at most {most} is allowed"
     for resource, least in (item.get("min") or {}).items():
         value = own.get(f"requests.{resource}", Decimal(0))
         if value < quantity(least):
-            yield f"{resource}: {_text(value)} is asked for, at least {least} must be"
+            yield f"{resource}: {quantity_text(value)} is asked for, at least {least} must be"
     for resource, ratio in (item.get("maxLimitRequestRatio") or {}).items():
         limit, request = own.get(f"limits.{resource}"), own.get(f"requests.{resource}")
         if limit and request and limit / request > quantity(ratio):
@@ -231,12 +222,34 @@ def check_nodes(cluster: Cluster, pod_spec: Mapping[str, Any]) -> Iterator[Check
     if nodes is None:
         yield Check("nodes", "note", "may not be looked at: whether one fits, a pod of the runs' making has to show")
         return
-    try:
+    pods = None
+    with suppress(Forbidden):
         pods = cluster.list(PODS_EVERYWHERE, placed).items
-    except Forbidden:
-        yield judge_nodes(nodes, None, pod_spec)
-        return
-    yield judge_nodes(nodes, pods, pod_spec)
+    found = judge_nodes(nodes, pods, pod_spec)
+    if found.state == "wrong" and (sign := autoscaler_sign(cluster)):
+        found = judge_absent_node(found, sign)
+    yield found
+
+
+def autoscaler_sign(cluster: Cluster) -> str:
+    """What says that nodes may be made on demand here; empty where nothing does, or nothing that may be seen.
+
+    Karpenter has an API group, and so has Kubernetes' own autoscaler where nodes may be asked of it by name; that one
+    writes how it is into a ConfigMap: https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md
+    """
+    for group in AUTOSCALER_GROUPS:
+        if cluster.preferred_api(group) is not None:
+            return f"the API group {group}"
+    with suppress(ObjectAbsent, Forbidden):
+        cluster.metadata(SYSTEM_CONFIG_MAPS, AUTOSCALER_STATUS)
+        return f"the ConfigMap kube-system/{AUTOSCALER_STATUS}"
+    return ""
+
+
+def judge_absent_node(found: Check, sign: str) -> Check:
+    """The check of nodes of which none fits, where an autoscaler may make one that does."""
+    cure = "whether it makes one that fits, a pod that asks for it shows: that of `grid doctor`, or a first run's"
+    return Check(found.name, "note", f"{found.found}; but {sign} says that nodes are made on demand", cure)
 
 
 def placed(pod: Object) -> tuple[str, dict[str, Decimal]] | None:
@@ -273,10 +286,7 @@ def judge_nodes(
     total = count_text(len(nodes), "node")
     if not num_fitting:
         why = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-        cure = (
-            "correct `gpu`, `node_selector`, `tolerations` or `resources` in the settings; where nodes are made on "
-            "demand, a pod that asks for one has to show it"
-        )
+        cure = "correct `gpu`, `node_selector`, `tolerations` or `resources` in the settings"
         return Check("nodes", "wrong", f"none of {total} fits{f': {why}' if why else ''}", cure)
     found = (
         f"{num_fitting} of {total} {'fits' if num_fitting == 1 else 'fit'}, for {count_text(num_held, 'run')} at once"
@@ -288,7 +298,7 @@ def judge_nodes(
     return Check("nodes", "ok", f"{found}, {num_now} now")
 
 
-def unfit(node: NodeView, pod_spec: Mapping[str, Any], wanted: Asked) -> str | None:
+def unfit(node: NodeView, pod_spec: Mapping[str, Any], wanted: Amounts) -> str | None:
     """Why the node never takes such a pod, even when it is empty; none where it does."""
     if not node.is_ready:
         return "not ready"
@@ -302,7 +312,7 @@ def unfit(node: NodeView, pod_spec: Mapping[str, Any], wanted: Asked) -> str | N
     for name, value in wanted.items():
         has = quantity(node.allocatable.get(name, "0"))
         if has < value:
-            return f"with too little {name} ({node.allocatable.get(name, '0')}, {_text(value)} is asked for)"
+            return f"with too little {name} ({node.allocatable.get(name, '0')}, {quantity_text(value)} is asked for)"
     return None
 
 
@@ -338,13 +348,5 @@ def _is_tolerated(taint: str, tolerations: Iterable[Mapping[str, Any]]) -> bool:
     )
 
 
-def _times(has: Mapping[str, Decimal], wanted: Asked) -> int:
+def _times(has: Mapping[str, Decimal], wanted: Amounts) -> int:
     return max(0, min(int(has.get(name, Decimal(0)) // value) for name, value in wanted.items() if value))
-
-
-def _text(value: Decimal) -> str:
-    """A quantity as people write it: 500m, 4Gi, 2."""
-    for unit in ("Ti", "Gi", "Mi"):
-        if value >= _SCALES[unit] and not value % (_SCALES[unit] / 64):
-            return f"{(value / _SCALES[unit]).normalize():f}{unit}"
-    return f"{value.normalize():f}" if value == value.to_integral() or value > 10 else f"{value * 1000:.0f}m"

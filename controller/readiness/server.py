@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from controller.cluster import NAMESPACES, Cluster, Forbidden, Object, ObjectAbsent
-from controller.doctor import SKEW_SECONDS, Check
-from controller.leader import Holder, Leadership
+from controller.doctor import Check, judge_clock
+from controller.election import Holder, Leadership
 
 WANTED_VERSION = (
     1,
@@ -20,7 +20,8 @@ ENFORCE_LABEL = "pod-security.kubernetes.io/enforce"
 def check_server(cluster: Cluster) -> Iterator[Check]:
     """Whether the API server answers, is new enough, and has this machine's time. Raises ClusterError."""
     yield judge_version(cluster.version(), cluster.server)
-    yield judge_clock(cluster.clock_offset())
+    ahead = cluster.clock_offset()
+    yield judge_clock("cluster's clock", ahead, "the API server's clock", "this machine's", "waits and deadlines")
 
 
 def judge_version(version: str, server: str) -> Check:
@@ -35,15 +36,6 @@ def judge_version(version: str, server: str) -> Check:
     if number < WANTED_VERSION:
         return Check("cluster", "note", at, "tested with 1.34 and later")
     return Check("cluster", "ok", at)
-
-
-def judge_clock(offset_seconds: float) -> Check:
-    """Whether the server's clock, ahead by so many seconds, is near enough to this machine's."""
-    if abs(offset_seconds) <= SKEW_SECONDS:
-        return Check("cluster's clock", "ok", "the API server's clock and this machine's agree")
-    direction = "ahead of" if offset_seconds > 0 else "behind"
-    found = f"the API server's clock is {abs(offset_seconds):.0f} s {direction} this machine's"
-    return Check("cluster's clock", "wrong", found, "let both keep time by NTP: waits and deadlines go by it")
 
 
 def check_namespace(cluster: Cluster) -> Iterator[Check]:

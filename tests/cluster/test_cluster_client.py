@@ -31,8 +31,8 @@ from controller.cluster import (
     Resource,
     open_cluster,
 )
+from controller.election import Leadership
 from controller.jobs import RUN_LABEL, WORK_LABEL, job_view
-from controller.leader import Leadership
 from controller.mirror import Mirror, Snapshot
 from controller.standing import Work
 
@@ -224,12 +224,6 @@ def test_a_namespace_that_is_not_there_is_told(server: ApiServer) -> None:
     ):
         cluster.create(JOBS, job("a"))
     assert "kubectl create namespace nowhere" in str(caught.value.hint)
-
-
-def test_applying_makes_and_changes(client: Cluster) -> None:
-    client.apply(CONFIG_MAPS, config_map("grid-x", digest="one", owner="me"))
-    client.apply(CONFIG_MAPS, config_map("grid-x", digest="two"))
-    assert client.get(CONFIG_MAPS, "grid-x")["data"] == {"digest": "two"}
 
 
 def test_events_are_counted_up(client: Cluster) -> None:

@@ -22,12 +22,12 @@ from controller.cluster import (
 )
 from controller.jobs import FAILURE_ANNOTATION
 from controller.knowledge import read_decisions, read_failures
-from controller.lead import Lead
 from controller.live import PlainView
 from controller.local import retry
 from controller.mirror import Mirror
 from controller.passes import Passes, settle
 from controller.standing import Choice, Work
+from controller.who_acts import Acting
 from trainer.failure import ExitCode
 
 
@@ -213,11 +213,11 @@ def test_a_controller_that_dies_at_any_request_loses_no_run_and_starts_none_twic
 def test_one_process_at_a_time_acts_on_a_grid(lab: Lab) -> None:
     view = PlainView(lab.told)
     with lab.connect() as here, lab.connect() as there:
-        with Lead(here, "small", ["s3://bucket"], view) as first:
+        with Acting(here, "small", ["s3://bucket"], view) as first:
             assert first.other() is None
-            with Lead(there, "small", ["s3://bucket"], view) as second:
+            with Acting(there, "small", ["s3://bucket"], view) as second:
                 assert second.other()
                 assert not second()
             assert first()
-        with Lead(there, "small", ["s3://bucket"], view) as third:
+        with Acting(there, "small", ["s3://bucket"], view) as third:
             assert third.other() is None  # it was given back

@@ -25,6 +25,7 @@ from controller.cluster import (
     PODS,
     QUOTAS,
     SECRETS,
+    SYSTEM_CONFIG_MAPS,
     Cluster,
     ClusterError,
     Object,
@@ -33,8 +34,10 @@ from controller.cluster import (
 )
 from controller.doctor import Check
 from controller.interrupts import Interrupted
+from controller.jobs import PROBE_LABEL
 from controller.manifest import JobTemplate
 from controller.readiness import check_cluster, pod
+from controller.readiness.rights import RIGHTS, USER_ROLE
 from controller.settings import parse_settings
 from trainer.failure import ExitCode
 from trainer.probe import Answer, StoreAnswer, TorchAnswer
@@ -69,7 +72,7 @@ class Kubelet:
         while not self.stop.wait(0.1):
             if self.answer is None:
                 continue
-            for name in self.cluster.list(PODS, lambda pod: pod["metadata"]["name"], selector=pod.PROBE_LABEL).items:
+            for name in self.cluster.list(PODS, lambda pod: pod["metadata"]["name"], selector=PROBE_LABEL).items:
                 with suppress(ClusterError):  # it is gone
                     self.cluster.patch(PODS, name, {"status": self.answer}, subresource="status")
 
@@ -181,7 +184,7 @@ def test_a_cluster_that_has_all_is_found_ready(lab: Lab, node: str) -> None:
         "image": "ok",
         "store from a pod": "ok",
         "store's clock from a pod": "ok",
-        "conditional writes": "ok",
+        "conditional writes from a pod": "ok",
         "node's clock": "ok",
     }
     assert found["admission"][0].found == "the Job would be taken, and its pod admitted"
@@ -192,17 +195,24 @@ def test_a_cluster_that_has_all_is_found_ready(lab: Lab, node: str) -> None:
 def test_who_may_do_nothing_is_told_so_and_the_projects_role_mends_it(lab: Lab) -> None:
     before = lab.checks(user=NOBODY)["rights"]
     assert any("nobody may not get, list, watch jobs" in check.found for check in before)
-    assert f"--role=experiment-grid-controller --user={NOBODY}" in str(before[0].cure)
-    role = next(each for each in yaml.safe_load_all((BASE / "rights.yaml").read_text()) if each["kind"] == "Role")
+    assert f"--role={USER_ROLE} --user={NOBODY}" in str(before[0].cure)
+    roles = [each for each in yaml.safe_load_all((BASE / "rights.yaml").read_text()) if each["kind"] == "Role"]
+    role = next(each for each in roles if each["metadata"]["name"] == USER_ROLE)
     lab.cluster.create(ROLES, role)
     subject = {"kind": "User", "name": NOBODY, "apiGroup": "rbac.authorization.k8s.io"}
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
     lab.cluster.create(ROLE_BINDINGS, {"metadata": {"name": "users"}, "roleRef": reference, "subjects": [subject]})
     found = lab.checks(user=NOBODY)
     assert "wrong" not in states(found).values()
-    assert found["admission"][0].found.endswith("its pod is not yours to make, and was not tried")
+    assert [(check.state, check.found) for check in found["rights"]] == [
+        ("ok", f"{NOBODY} has all {len(RIGHTS)} that commands use")
+    ]
+    assert found["admission"][0].found == "the Job would be taken, and its pod admitted"
+    assert found["quota"][0].state == "ok"
     assert found["nodes"][0].state == "note"
-    assert found["named objects"][0].state == "note"
+    seen, unseen = found["named objects"]
+    assert (seen.state, seen.found) == ("ok", "ServiceAccount experiment-grid-trainer: there")
+    assert (unseen.state, unseen.found.partition(":")[0]) == ("note", "Secret keys")
 
 
 def test_what_pods_name_and_is_not_there_is_told(lab: Lab) -> None:
@@ -231,6 +241,18 @@ def test_a_quota_that_is_too_small_is_told_before_any_pod_is_made(lab: Lab) -> N
     lab.cluster.create(QUOTAS, {"metadata": {"name": "small"}, "spec": {"hard": {"requests.memory": "256Mi"}}})
     found = lab.checks()
     assert found["quota small"][0].found == "requests.memory: one run asks for 512Mi, all of it is 256Mi"
+
+
+def test_that_no_node_fits_is_wrong_unless_nodes_are_made_on_demand(lab: Lab, node: str) -> None:
+    more = "gpu: {resource: example.com/none}\n"
+    assert lab.checks(more)["nodes"][0].state == "wrong"
+    name = "cluster-autoscaler-status"
+    lab.cluster.create(SYSTEM_CONFIG_MAPS, {"metadata": {"name": name}})
+    found = lab.checks(more)["nodes"][0]
+    lab.cluster.delete(SYSTEM_CONFIG_MAPS, name)
+    assert found.state == "note"
+    assert "1 with too little example.com/none" in found.found
+    assert f"the ConfigMap kube-system/{name} says that nodes are made on demand" in found.found
 
 
 def test_a_queue_where_there_is_no_kueue_is_told(lab: Lab) -> None:
@@ -288,7 +310,13 @@ def doctor(bench: Bench, *words: str, **settings: Any) -> tuple[int, dict[str, d
 def test_a_pod_of_the_runs_making_tries_image_store_and_clock(bench: Bench) -> None:
     code, found = doctor(bench)
     assert code == ExitCode.OK, found
-    for name in ("image", "store from a pod", "store's clock from a pod", "conditional writes", "node's clock"):
+    for name in (
+        "image",
+        "store from a pod",
+        "store's clock from a pod",
+        "conditional writes from a pod",
+        "node's clock",
+    ):
         assert found[name]["state"] == "ok", found[name]
     assert found["nodes"]["state"] in ("ok", "note")
     assert found["admission"]["found"] == "the Job would be taken, and its pod admitted"

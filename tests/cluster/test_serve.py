@@ -26,18 +26,22 @@ from pictures import import_pictures
 from stores import FlakyServer, Server, place_on
 
 from cluster.apiserver import NOBODY, programs
-from cluster.lab import SETTINGS, STAGES, THREE_STAGES, Kubelet, Lab
-from controller.archive import grid_key, set_intent, settings_key, stored_settings
+from cluster.lab import SETTINGS, STAGES, THREE_STAGES, Ended, Kubelet, Lab
+from controller import serve
+from controller.archive import gather_facts, grid_key, set_intent, settings_key, stored_grid, stored_settings
 from controller.cli import main
 from controller.cluster import CONFIG_MAPS, EVENTS, LEASES, Cluster, ObjectAbsent, open_cluster
 from controller.commands.serve import leave_tables_of
+from controller.election import Leadership
 from controller.health import HealthServer, Log
 from controller.knowledge import read_decisions
-from controller.lead import Lead
-from controller.leader import Leadership
 from controller.live import PlainView
+from controller.observe import expanded
 from controller.registry import Submission, enter_grid, object_name
+from controller.search import wanted
 from controller.serve import Controller
+from controller.standing import Work
+from controller.who_acts import Acting
 from trainer.failure import ExitCode
 from trainer.stop import StopSignal
 from trainer.store import FileStore, S3Store
@@ -79,7 +83,10 @@ class Serving:
         return self.stream.getvalue()
 
     def says(self, text: str) -> None:
-        until(f"{text!r} in the log, which has\n{self.told}", lambda: text in self.told)
+        end = time.monotonic() + 60
+        while text not in self.told:
+            assert time.monotonic() < end, f"waited 60 s for {text!r} in the log, which has\n{self.told}"
+            time.sleep(0.1)
 
     def asked(self, path: str) -> tuple[int, str]:
         return asked(f"{self.url}{path}")
@@ -208,6 +215,54 @@ def test_a_grid_that_cannot_be_read_is_told_once_and_the_others_go_on(lab: Lab) 
     assert served.told.count(" error ") == 5
 
 
+def test_a_grid_that_cannot_be_acted_on_is_told_once_and_the_others_go_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "AGAIN_SECONDS", 0.5)
+    submit(lab, "large", f"  - name: lr\n    vary: {{model.arguments: [{{note: {'x' * 110_000}}}]}}\n")
+    submit(lab, "damaged", "  - name: lr\n    vary: {optimizer.lr: [0.25]}\n", max_tries=1)
+    submit(lab, "binary", ONE)
+    lab.store.put(settings_key("binary"), b"image: \xff\n")
+    submit(lab, "small", THREE_STAGES)
+
+    def end(work: Work, _number: int) -> Ended:
+        if work.run not in expanded(lab.grids["damaged"], {}, facts).runs:
+            return Ended()
+        lab.store.put(f"failures/{work.run}.json", b"{")  # nobody has read it when the failure is to be recorded
+        return Ended(1)
+
+    facts = gather_facts(lab.store, wanted(lab.grids["damaged"]))
+    with Kubelet(lab, end), serving(lab) as served:
+        served.says("large: resnet18-")
+        served.says("got a spec of 111,")
+        served.says("got bytes that are no text")
+        served.says("damaged: failures/")
+        served.says("small: is over: 5 of 5 pieces of work done")
+        taken = []
+        monkeypatch.setattr(serve, "stored_grid", lambda store, name: taken.append(name) or stored_grid(store, name))
+        until("it to be tried again", lambda: taken.count("large") > 1)
+    for fault in ("got a spec of", "got bytes that are no text", "failures/"):
+        assert served.told.count(fault) == 1
+    assert served.told.count("large: acts on it") == 1
+
+
+def test_a_grid_whose_settings_are_for_elsewhere_is_not_read_again_until_they_change(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(serve, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "stored_grid", lambda store, name: taken.append(name) or stored_grid(store, name))
+    submit(lab, "small", ONE)
+    settings = lab.store.get(settings_key("small"))
+    lab.store.put(settings_key("small"), settings.replace(b"namespace: test-", b"namespace: x-"))
+    with serving(lab) as served:
+        served.says("in which its ConfigMap stands")
+        time.sleep(1)
+        lab.store.put(settings_key("small"), settings)
+        until("its Job", lambda: len(lab.jobs()) == 1)
+    assert taken == ["small"]
+
+
 def test_of_two_one_acts_and_the_other_takes_over(lab: Lab) -> None:
     submit(lab, "small")
     with serving(lab) as first:
@@ -244,26 +299,27 @@ def test_a_watch_only_looks_beside_a_serve_and_acts_when_that_is_gone(lab: Lab) 
     view = PlainView(lab.told)
     with serving(lab) as served:
         served.says("leads in namespace")
-        with lab.connect() as here, Lead(here, "small", (lab.store.uri,), view) as lead:
-            assert str(lead.other()) in served.told
-            assert lead.is_served
-            assert not lead()
+        with lab.connect() as here, Acting(here, "small", (lab.store.uri,), view) as acting:
+            assert str(acting.other()) in served.told
+            assert acting.is_served
+            assert not acting()
             assert "holderIdentity" not in _lease(lab, "grid-small")
-            with Lead(lab.cluster, "small", ("s3://elsewhere",), view) as elsewhere:  # which this serve does not act on
+            # of a store that this serve does not act on
+            with Acting(lab.cluster, "small", ("s3://elsewhere",), view) as elsewhere:
                 assert elsewhere.other() is None
             served.stop.request("told to stop by the test")
-            until("the watch to act", lead, 20)
+            until("the watch to act", acting, 20)
 
 
 def test_a_watch_gives_way_to_a_serve_that_comes(lab: Lab) -> None:
     submit(lab, "small")
-    with lab.connect() as here, Lead(here, "small", (lab.store.uri,), PlainView(lab.told)) as lead:
-        assert lead.other() is None
+    with lab.connect() as here, Acting(here, "small", (lab.store.uri,), PlainView(lab.told)) as acting:
+        assert acting.other() is None
         with serving(lab) as served:
-            until("the watch to give way", lambda: not lead(), 20)
+            until("the watch to give way", lambda: not acting(), 20)
             served.says("small: acts on it")
             until("Jobs", lambda: len(lab.jobs()) == 3)
-            assert not lead()
+            assert not acting()
 
 
 def test_a_serve_leaves_a_grid_to_whoever_keeps_its_lease(lab: Lab) -> None:

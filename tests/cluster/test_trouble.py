@@ -46,8 +46,15 @@ def only_run(said: dict[str, Any]) -> str:
 def test_an_exit_code_decides_whether_a_run_is_tried_again(
     bench: Bench, exit_code: int, num_pods: int, reason: str
 ) -> None:
-    ends = {"spec": {"containers": [{"name": "trainer", "command": ["sh", "-c", f"exit {int(exit_code)}"]}]}}
-    run = only_run(bench.submit(grid_text("ends"), max_tries=2, pod_template_patch=ends))
+    # Python runs a module of this name before anything else; the trainer's own reasons for each code are tested below
+    hook = {"sitecustomize.py": f"import os; os._exit({int(exit_code)})"}
+    bench.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hook"}, "data": hook})
+    patch = {
+        "containers": [{"name": "trainer", "volumeMounts": [{"name": "hook", "mountPath": "/hook"}]}],
+        "volumes": [{"name": "hook", "configMap": {"name": "hook"}}],
+    }
+    ends = {"env": {"PYTHONPATH": "/hook"}, "pod_template_patch": {"spec": patch}}
+    run = only_run(bench.submit(grid_text("ends"), max_tries=2, **ends))
     assert bench.attempt("watch", "ends").returncode == ExitCode.TRAINING
     failure = read_failures(bench.store)[run]
     assert (failure.exit_code, failure.reason, failure.final) == (exit_code, reason, True)
@@ -151,8 +158,10 @@ def drain(bench: Bench, run: str) -> None:
     """Drain the run's node of trainers, and let it be used again."""
     node = bench.pods(run)[-1]["spec"]["nodeName"]
     label = f"experiment-grid.dev/run={run}"
-    bench.cluster.kubectl("drain", node, f"--pod-selector={label}", "--ignore-daemonsets", "--timeout=60s")
-    bench.cluster.kubectl("uncordon", node)
+    try:
+        bench.cluster.kubectl("drain", node, f"--pod-selector={label}", "--ignore-daemonsets", "--timeout=90s")
+    finally:
+        bench.cluster.kubectl("uncordon", node)
 
 
 def test_a_run_whose_node_is_drained_saves_a_checkpoint_and_goes_on_to_the_same_numbers(

@@ -32,14 +32,18 @@ from controller.archive import (
     set_intent,
     stored_grid,
     stored_grids,
+    stored_settings,
     wanted_of,
+    weights_sha256,
     write_run_spec,
+    write_settings,
 )
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures
 from controller.search import Decision, Expansion, Facts, RowSeen, expand, wanted
+from controller.settings import parse_settings
 from trainer.dataset import PARTS, load_index
-from trainer.failure import DataError, Failure, SpecError
+from trainer.failure import DataError, Failure, SpecError, StoreError
 from trainer.identity import read_spec
 from trainer.store import FileStore
 
@@ -110,6 +114,59 @@ def test_weights_are_known_by_their_hash(file_store: FileStore, small: Grid, tmp
     file_store.put("weights/a.pth", b"abc")
     with pytest.raises(DataError, match=r"begins with b'abc', expected what torch\.save writes"):
         gather_facts(file_store, needs)
+
+
+def test_weights_are_read_whole_once_for_each_version_of_theirs(
+    file_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    read = file_store.open
+    monkeypatch.setattr(file_store, "open", lambda key: opened.append(key) or read(key))
+    for number, content in enumerate((b"abc", b"abd"), start=1):
+        file_store.put("weights/a.pth", ZIP_HEAD + content)
+        for _ in range(2):
+            assert weights_sha256(file_store, "a.pth") == hashlib.sha256(ZIP_HEAD + content).hexdigest()
+        assert opened == ["weights/a.pth"] * number
+    file_store.put("hashes/a.pth.json", b"{")
+    assert weights_sha256(file_store, "a.pth") == hashlib.sha256(ZIP_HEAD + b"abd").hexdigest()
+    file_store.delete("weights/a.pth")
+    with pytest.raises(DataError, match=r"no weights/a\.pth"):
+        weights_sha256(file_store, "a.pth")
+
+
+def test_the_hash_of_weights_that_are_written_while_they_are_read_is_not_kept(
+    file_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = file_store.open
+
+    def beside(key: str) -> io.BufferedReader:
+        file_store.put(key, ZIP_HEAD + b"new")
+        return read(key)
+
+    file_store.put("weights/a.pth", ZIP_HEAD + b"old")
+    monkeypatch.setattr(file_store, "open", beside)
+    weights_sha256(file_store, "a.pth")
+    assert list(file_store.list("hashes/")) == []
+
+
+def test_weights_are_known_in_a_store_that_takes_no_objects(
+    file_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(key: str, _data: bytes) -> None:
+        raise StoreError(f"{key}: read-only")
+
+    file_store.put("weights/a.pth", ZIP_HEAD)
+    monkeypatch.setattr(file_store, "put", refuse)
+    assert weights_sha256(file_store, "a.pth") == hashlib.sha256(ZIP_HEAD).hexdigest()
+
+
+def test_settings_that_are_no_text_are_told_and_can_be_written_anew(file_store: FileStore) -> None:
+    file_store.put("grids/small/settings.yaml", b"image: \xff\n")
+    with pytest.raises(SpecError, match=r"grids/small/settings\.yaml: got bytes that are no text"):
+        stored_settings(file_store, "small")
+    settings = parse_settings("image: none:1\nnamespace: lab\n", "settings")
+    write_settings(file_store, "small", settings)
+    assert stored_settings(file_store, "small") == settings
 
 
 def test_what_torch_and_safetensors_write_is_taken_for_weights() -> None:
@@ -257,6 +314,16 @@ def test_retried_failures_are_gone(file_store: FileStore) -> None:
         record_failure(file_store, Failure(run=run, **values))
     assert set(clear_failures(file_store, ["a-1", "b-2", "c-4"])) == {"a-1", "b-2"}
     assert set(read_failures(file_store)) == {"other-3"}
+
+
+def test_a_failure_that_is_recorded_stands_but_for_one_that_is_not_final(file_store: FileStore) -> None:
+    def failure(message: str, *, final: bool = True) -> Failure:
+        return Failure(run="a-1", attempt=None, exit_code=70, reason="diverged", message=message, final=final)
+
+    file_store.put("failures/a-1.json", failure("an attempt's", final=False).model_dump_json().encode())
+    assert record_failure(file_store, failure("the trainer's"))
+    assert not record_failure(file_store, failure("the launcher's"))
+    assert read_failures(file_store)["a-1"].message == "the trainer's"
 
 
 def test_every_grid_says_which_runs_it_wants(file_store: FileStore, small: Grid, facts: Facts) -> None:

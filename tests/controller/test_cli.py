@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from results import result
 from controller.cli import SECTIONS, main
 from controller.commands.data import ImportProgress
 from controller.commands.surface import Waits
+from controller.gc import find_unwanted, read_contents, remove
+from trainer.dataset import dataset_lock
 from trainer.failure import Failure
 from trainer.lease import LeaseRecord, lease_key
 from trainer.store import FileStore, Retry
@@ -538,8 +541,37 @@ def test_gc_shows_and_empties_the_cache_of_decoded_images(imported: Path, monkey
 
 
 def test_gc_leaves_data_sets_alone_unless_told_to(imported: Path) -> None:
+    assert "nothing to remove" in call("gc", "--datasets").stdout
+    make_old(imported / "store")
     assert "nothing to remove" in call("gc", "--delete").stdout
     assert "data set shades: named by no grid" in call("gc", "--datasets").stdout
+    lock = dataset_lock(store_of(imported), "shades")
+    assert lock.acquire()
+    held = call("gc", "--datasets", "--delete")
+    lock.release()
+    assert "data set shades is being imported and stays" in held.stderr
+    assert "removed 0 things" in held.stdout
+    assert "removed 1 thing" in call("gc", "--datasets", "--delete").stdout
+    assert list(store_of(imported).list("datasets/")) == []
+
+
+def make_old(store: Path) -> None:
+    for path in store.rglob("*"):
+        os.utime(path, (0, 0))
+
+
+def test_gc_keeps_what_a_grid_came_to_want_while_it_removed(imported: Path) -> None:
+    store = store_of(imported)
+    for run in (planned_runs()[0], "alexnet-000000000000"):
+        store.put(f"runs/{run}/spec.yaml", b"seed: 0\n")
+    make_old(imported / "store")
+    items = find_unwanted(read_contents(store, {}), {}, time.time(), data_sets=True)
+    assert [item.kind for item in items] == ["data set", "run", "run"]
+    store.put("grids/tiny/grid.yaml", GRID.encode())
+    done = remove(store, items)
+    assert [item.name for item in done.removed] == ["alexnet-000000000000"]
+    assert [item.name for item in done.wanted] == ["shades", planned_runs()[0]]
+    assert remove(store, done.wanted, forget=["tiny"]).removed == done.wanted
 
 
 def retried(tries: int, kind: str = "connection") -> Retry:

@@ -169,7 +169,7 @@ def test_credentials_that_stay_wrong_are_told(server: ScriptedServer, cluster: C
 
 def test_planning_does_not_load_the_kubernetes_client() -> None:
     code = (
-        "import sys, controller.cli, controller.cluster, controller.mirror, controller.leader; "
+        "import sys, controller.cli, controller.cluster, controller.mirror, controller.election; "
         "print('kubernetes' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

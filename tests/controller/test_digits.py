@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controller.digits import write_digits
-from trainer.decode import decode
+from trainer.decode import decode_image
 from trainer.failure import DataError
 from trainer.importing import import_dataset
 from trainer.store import open_store
@@ -30,7 +30,7 @@ def test_each_digit_has_a_folder_of_its_images(digits: Path) -> None:
 
 
 def test_an_image_is_the_digit_enlarged_over_the_whole_range_of_grey(digits: Path) -> None:
-    pixels = decode((digits / "0" / "0001.png").read_bytes())
+    pixels = np.asarray(decode_image((digits / "0" / "0001.png").read_bytes()))
     assert pixels.shape == (32, 32, 3)
     assert (pixels.min(), pixels.max()) == (0, 239)  # its brightest value is 15 of 16
     assert np.array_equal(pixels, np.kron(pixels[::4, ::4], np.ones((4, 4, 1), np.uint8)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,21 +11,39 @@ from controller import doctor
 from controller.doctor import Check
 from controller.search import Needs
 from trainer.failure import StoreError
+from trainer.probe import Answer, TorchAnswer
+from trainer.result import Numerics
 from trainer.store import FileStore
 
-ANSWER = {
-    "torchvision": "0.26",
-    "cuda": None,
-    "gpus": 0,
-    "gpu_memory": None,
-    "precision": "fp32",
-    "threads": 2,
-    "device": "cpu",
-    "device_model": "A Processor",
-    "instruction_set": "AVX2",
-    "torch_version": "2.11",
-}
-GPU = {**ANSWER, "cuda": "12.8", "gpus": 2, "gpu_memory": 80 << 30, "precision": "bf16", "device": "cuda"}
+NUMERICS = Numerics(
+    precision="fp32",
+    threads=2,
+    micro_batch=256,
+    memory_format="channels_last",
+    compile=False,
+    deterministic=True,
+    device="cpu",
+    device_model="A Processor",
+    instruction_set="AVX2",
+    torch_version="2.11",
+)
+ANSWER = Answer(
+    recipe=1,
+    commit=None,
+    python="3.13.5",
+    threads=2,
+    memory=8 << 30,
+    time=1000.0,
+    store=None,
+    torch=TorchAnswer(version="2.11", torchvision="0.26", numerics=NUMERICS),
+)
+ON_GPU = {"precision": "bf16", "device": "cuda", "device_model": "A Card", "instruction_set": "9.0"}
+CARD = {"cuda": "12.8", "num_gpus": 2, "gpu": "A Card", "gpu_memory": 80 << 30}
+
+
+def of_torch(**change: object) -> str:
+    """What a probe prints, with another answer of torch."""
+    return ANSWER.model_copy(update={"torch": ANSWER.torch.model_copy(update=change)}).model_dump_json()
 
 
 def named(checks: list[Check]) -> dict[str, Check]:
@@ -50,20 +67,36 @@ def test_little_memory_is_told_with_a_cure() -> None:
 
 
 def test_torch_on_a_processor_says_what_auto_means() -> None:
-    checks = named(doctor.read_torch_answer(0, f"warm\n{json.dumps(ANSWER)}\n", "", 3.25))
+    checks = named(doctor.judge_torch(0, f"warm\n{of_torch()}\n", "", 3.25))
     assert checks["torch"].found == "2.11 with torchvision 0.26, loaded in 3.2 s"
     assert checks["device"].found.startswith("A Processor, 2 threads, AVX2")
     assert checks["precision"].found.startswith("auto means fp32")
 
 
 def test_a_gpu_is_told_with_its_memory() -> None:
-    checks = named(doctor.read_torch_answer(0, json.dumps({**GPU, "instruction_set": "9.0"}), "", 1))
-    assert checks["device"].found == "A Processor, 85.9 GB, compute capability 9.0, and 1 more"
+    text = of_torch(**CARD, numerics=NUMERICS.model_copy(update=ON_GPU))
+    checks = named(doctor.judge_torch(0, text, "", 1))
+    assert checks["device"].found == "A Card, 85.9 GB, compute capability 9.0, and 1 more"
     assert checks["precision"].found == "auto means bf16 here"
 
 
-def test_a_torch_that_does_not_load_is_wrong_and_says_why() -> None:
-    [check] = doctor.read_torch_answer(1, "", "Traceback\nModuleNotFoundError: No module named 'torch'\n", 1)
+def test_a_gpu_that_cannot_compute_is_wrong() -> None:
+    checks = named(doctor.judge_torch(0, of_torch(**CARD, numerics=None, error="no kernel image"), "", 1))
+    assert checks["torch"].state == "ok"
+    assert (checks["device"].state, checks["device"].found) == ("wrong", "A Card cannot compute: no kernel image")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "out", "err"),
+    [
+        pytest.param(1, "", "Traceback\nModuleNotFoundError: No module named 'torch'\n", id="no answer"),
+        pytest.param(
+            0, of_torch(version=None, error="ModuleNotFoundError: No module named 'torch'"), "", id="an answer"
+        ),
+    ],
+)
+def test_a_torch_that_does_not_load_is_wrong_and_says_why(exit_code: int, out: str, err: str) -> None:
+    [check] = doctor.judge_torch(exit_code, out, err, 1)
     assert check.state == "wrong"
     assert "No module named 'torch'" in check.found
     assert check.cure is not None
@@ -71,7 +104,8 @@ def test_a_torch_that_does_not_load_is_wrong_and_says_why() -> None:
 
 def test_a_folder_as_a_store_passes_every_check_and_is_left_empty(file_store: FileStore) -> None:
     checks = list(doctor.check_store(file_store))
-    assert {check.name: check.state for check in checks} == {"store": "ok", "clock": "ok", "conditional writes": "ok"}
+    assert [check.name for check in checks] == ["store", "store's clock", "conditional writes"]
+    assert {check.state for check in checks} == {"ok"}
     assert list(file_store.list("")) == []
 
 
@@ -85,7 +119,7 @@ class Forgetful(FileStore):
 class Locked(FileStore):
     """A store that takes nothing."""
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         raise StoreError(f"{key}: access denied", hint="ask for rights")
 
 
@@ -123,7 +157,8 @@ def test_what_is_wrong_with_a_store_is_told_with_a_cure(
     ids=["between", "ahead", "behind", "a little behind"],
 )
 def test_clocks_that_differ_are_told(stamp: float, state: str, text: str) -> None:
-    check = doctor.check_clock(stamp, 1000.0, 1010.0)
+    skew = doctor.skew_seconds(stamp, 1000.0, 1010.0)
+    check = doctor.judge_clock("clock", skew, "the store's clock", "this machine's", "leases")
     assert check.state == state
     assert text in check.found
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,6 +21,7 @@ from controller.gc import (
     remove,
     sweep_temporary,
 )
+from trainer.dataset import dataset_lock
 from trainer.lease import LeaseRecord, lease_key, run_lock, this_host
 from trainer.store import Entry, FileStore, NotFound
 
@@ -87,6 +89,13 @@ def test_data_sets_are_found_only_when_asked_for() -> None:
     assert keys_of(find_unwanted(held, wanted(data_sets=["cats"]), NOW, data_sets=True)) == [
         "datasets/birds/index.json"
     ]
+
+
+def test_a_data_set_that_was_written_to_within_a_day_may_be_half_an_import_and_is_not_found() -> None:
+    old = contents(["datasets/birds/shard-train-0.tar"]).objects
+    new = contents(["datasets/birds/shard-train-1.tar"], age=60).objects
+    held = Contents((*old, *new), {}, {})
+    assert find_unwanted(held, NOTHING_WANTED, NOW, data_sets=True) == []
 
 
 def test_shards_that_an_index_does_not_name_are_found() -> None:
@@ -157,6 +166,36 @@ def test_a_run_that_a_process_of_this_host_trains_is_left_alone(file_store: File
     assert done.removed == []
     assert done.held == items
     assert file_store.get("runs/a/spec.yaml") == b"seed: 0\n"
+
+
+def unwanted_data(store: FileStore) -> list[Unwanted]:
+    """A data set of no grid, and a shard that the index of another does not name."""
+    for key in ("datasets/birds/index.json", "datasets/cats/index.json", "datasets/cats/shard-train-0.tar"):
+        store.put(key, b"bytes")
+    entries = list(store.list(""))
+    found = Contents(tuple(replace(each, modified=0.0) for each in entries), {}, {"cats": frozenset()})
+    items = find_unwanted(found, wanted(data_sets=["cats"]), NOW, data_sets=True)
+    assert [(item.kind, item.name) for item in items] == [("data set", "birds"), ("shards", "cats")]
+    return items
+
+
+def test_data_that_a_process_of_this_host_imports_is_left_alone(file_store: FileStore) -> None:
+    items = unwanted_data(file_store)
+    before = list(file_store.list(""))
+    locks = [dataset_lock(file_store, name) for name in ("birds", "cats")]
+    assert all(lock.acquire() for lock in locks)
+    done = remove(file_store, items)
+    for lock in locks:
+        lock.release()
+    assert (done.removed, done.held) == ([], items)
+    assert list(file_store.list("")) == before
+
+
+def test_shards_that_an_index_came_to_name_meanwhile_stay(file_store: FileStore) -> None:
+    items = unwanted_data(file_store)[1:]  # and the index as it is now cannot be read
+    done = remove(file_store, items)
+    assert (done.removed, done.wanted) == ([], items)
+    assert file_store.get("datasets/cats/shard-train-0.tar") == b"bytes"
 
 
 @pytest.mark.parametrize(

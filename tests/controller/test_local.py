@@ -21,13 +21,13 @@ from pictures import import_pictures
 
 from controller import local
 from controller.archive import checkpoint_sequence, gather_facts, hold_run, read_held
-from controller.attempts import MAX_TRIES, crash_failure, show_exit
+from controller.attempts import MAX_TRIES, crash_failure, numbers_missing, show_exit, unrecorded_failure
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_results
 from controller.live import GridProgress, RunProgress, View, Word
 from controller.local import (
+    Backoff,
     Outcome,
-    Tries,
     Verdict,
     judge,
     next_starts,
@@ -131,32 +131,43 @@ def test_a_share_is_given_by_variables() -> None:
     ],
 )
 def test_an_exit_code_says_what_comes_next(exit_code: int, verdict: Verdict) -> None:
-    assert judge(exit_code, Tries(), 0, 0.0)[0] == verdict
+    assert judge(exit_code, Backoff(), 0, 0.0)[0] == verdict
 
 
 def test_attempts_without_a_newer_checkpoint_are_bounded_and_further_apart() -> None:
-    tries, verdicts = Tries(), []
+    backoff, verdicts = Backoff(), []
     for _ in range(MAX_TRIES):
-        verdict, tries = judge(137, tries, 4, 100.0)
-        verdicts.append((verdict, tries.not_before))
-    assert verdicts[:-1] == [("again", 100.0 + pause) for pause in local.BACKOFF_SECONDS]
+        verdict, backoff = judge(137, backoff, 4, 100.0)
+        verdicts.append((verdict, backoff.not_before))
+    assert verdicts[:-1] == [("again", 100.0 + pause) for pause in local.PAUSE_SECONDS]
     assert verdicts[-1][0] == "give up"
 
 
+def test_every_later_attempt_waits_as_long_as_the_last_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_TRIES", 6)
+    backoff, pauses = Backoff(), []
+    for _ in range(5):
+        verdict, backoff = judge(137, backoff, 4, 100.0)
+        assert verdict == "again"
+        pauses.append(backoff.not_before - 100.0)
+    first, last = local.PAUSE_SECONDS
+    assert pauses == pytest.approx([first, last, last, last, last])
+
+
 def test_attempts_with_a_newer_checkpoint_are_not_bounded() -> None:
-    tries = Tries()
+    backoff = Backoff()
     for sequence in range(1, 20):
-        verdict, tries = judge(137, tries, sequence, 0.0)
+        verdict, backoff = judge(137, backoff, sequence, 0.0)
         assert verdict == "again"
 
 
 def test_a_stop_by_someone_else_counts_for_nothing() -> None:
-    _, tries = judge(137, Tries(), 0, 0.0)
-    assert judge(75, tries, 0, 0.0)[1].count == tries.count
+    _, backoff = judge(137, Backoff(), 0, 0.0)
+    assert judge(75, backoff, 0, 0.0)[1].count == backoff.count
 
 
 def test_a_killed_run_is_suspected_to_need_memory() -> None:
-    failure = crash_failure("a-1", None, 137, None, ["last words"])
+    failure = crash_failure(Work("a-1", False), None, 137, None, ["last words"])
     assert (failure.reason, failure.final, failure.log_tail) == ("crashed", True, ["last words"])
     assert "SIGKILL" in failure.message
     assert "out of memory" in str(failure.hint)
@@ -164,9 +175,23 @@ def test_a_killed_run_is_suspected_to_need_memory() -> None:
 
 def test_what_the_trainer_recorded_is_the_failure() -> None:
     recorded = Failure(run="a-1", attempt="0003-x", exit_code=71, reason="device", message="broken", final=False)
-    failure = crash_failure("a-1", "0003-x", 71, recorded, [])
+    failure = crash_failure(Work("a-1", False), "0003-x", 71, recorded, [])
     assert (failure.reason, failure.exit_code, failure.final) == ("device", 71, True)
     assert failure.message.startswith("broken")
+
+
+@pytest.mark.parametrize(("is_test", "during"), [(False, "train"), (True, "test")], ids=["training", "test"])
+def test_a_failure_says_whether_training_or_the_test_failed(is_test: bool, during: str) -> None:
+    work = Work("a-1", is_test)
+    found = [
+        crash_failure(work, None, 137, None, []),
+        unrecorded_failure(work, "0001-x", 65, ["no such image"]),
+        unrecorded_failure(work, None, 65, []),
+        numbers_missing(work, []),
+    ]
+    assert {(each.during, each.final) for each in found} == {(during, True)}
+    assert [each.reason for each in found] == ["crashed", "data", "data", "result-missing"]
+    assert [each.message for each in found[1:3]] == ["no such image", "ended with exit code 65"]
 
 
 def test_an_exit_is_told_in_words() -> None:
@@ -216,7 +241,7 @@ class Watcher:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(local, "BACKOFF_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(local, "PAUSE_SECONDS", (0.05, 0.1))
 
 
 def small(text: str = TEXT, *sets: str) -> Grid:

@@ -23,8 +23,8 @@ from controller.jobs import CONTAINER, SPEC_ANNOTATION, job_view
 from controller.manifest import (
     FAILURE_RULES,
     SPEC_LIMIT,
+    Footprint,
     JobTemplate,
-    Needs,
     first_stages,
     to_yaml,
 )
@@ -52,9 +52,9 @@ def settings_of(text: str = "", *assignments: str) -> Settings:
     return parse_settings(LAB + text, "lab.yaml", assignments)
 
 
-def made(settings: Settings, work: Work = WORK, needs: Needs | None = None, **given: Any) -> dict[str, Any]:
+def made(settings: Settings, work: Work = WORK, footprint: Footprint | None = None, **given: Any) -> dict[str, Any]:
     grids = given.pop("grids", {"demo": "network"})
-    return JobTemplate(settings, STORE, needs).job(work, 0, SPEC, grids, **given)
+    return JobTemplate(settings, STORE, footprint).job(work, 0, SPEC, grids, **given)
 
 
 def trainer_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -89,12 +89,12 @@ pod_template_patch:
       - {name: lab, nfs: null, persistentVolumeClaim: {claimName: lab}}
 """
 
-CASES: dict[str, tuple[Settings, Work, Needs, bool]] = {
-    "kind": (read_settings("kind"), WORK, Needs(), False),
+CASES: dict[str, tuple[Settings, Work, Footprint, bool]] = {
+    "kind": (read_settings("kind"), WORK, Footprint(), False),
     "gpu": (
         read_settings("gpu", (IMAGE, "gpu.product=[NVIDIA-A100-SXM4-40GB, NVIDIA-A100-SXM4-80GB]")),
         WORK,
-        Needs(700 << 20, 2_600_000_000),
+        Footprint(700 << 20, 2_600_000_000),
         True,
     ),
     "mig": (
@@ -102,13 +102,13 @@ CASES: dict[str, tuple[Settings, Work, Needs, bool]] = {
             "gpu: {resource: nvidia.com/mig-1g.5gb}\nresources: {requests: {memory: auto}, limits: {cpu: 2}}\n"
         ),
         TEST,
-        Needs(),
+        Footprint(),
         False,
     ),
     "queue": (
         settings_of("queue: {name: lab, priority_class: low}\npriority_class: batch\nactive_deadline: 86400\n"),
         WORK,
-        Needs(1_500 << 20, 2_600_000_000),
+        Footprint(1_500 << 20, 2_600_000_000),
         False,
     ),
     "claim": (
@@ -118,17 +118,17 @@ CASES: dict[str, tuple[Settings, Work, Needs, bool]] = {
             "resume: inexact\nstore_patience: 600\nenv: {TORCH_LOGS: '0o17'}\n"
         ),
         TEST,
-        Needs(1_500 << 20, 2_600_000_000),
+        Footprint(1_500 << 20, 2_600_000_000),
         False,
     ),
-    "patch": (settings_of(PATCH), WORK, Needs(), False),
+    "patch": (settings_of(PATCH), WORK, Footprint(), False),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_is_as_it_was(name: str) -> None:
-    settings, work, needs, suspended = CASES[name]
-    job = made(settings, work, needs, suspended=suspended, grids={"demo": "network", "a.b": "base"})
+    settings, work, footprint, suspended = CASES[name]
+    job = made(settings, work, footprint, suspended=suspended, grids={"demo": "network", "a.b": "base"})
     text = to_yaml([job]).replace(f"version: '{version('experiment-grid')}'", "version: VERSION")
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("GRID_GOLDEN") == "write":
@@ -140,14 +140,14 @@ def test_a_job_is_as_it_was(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_api_takes_the_job(name: str) -> None:
-    settings, work, needs, suspended = CASES[name]
-    check_schema(made(settings, work, needs, suspended=suspended))
+    settings, work, footprint, suspended = CASES[name]
+    check_schema(made(settings, work, footprint, suspended=suspended))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_pod_security_restricted_admits_the_pod(name: str) -> None:
-    settings, work, needs, _ = CASES[name]
-    pod = made(settings, work, needs)["spec"]["template"]["spec"]
+    settings, work, footprint, _ = CASES[name]
+    pod = made(settings, work, footprint)["spec"]["template"]["spec"]
     assert list(restricted_problems(pod)) == []
     assert pod["automountServiceAccountToken"] is False
 
@@ -168,8 +168,8 @@ def test_a_pod_that_restricted_refuses_is_found() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_trainer_understands_its_command_line(name: str) -> None:
-    settings, work, needs, _ = CASES[name]
-    given = parser().parse_args(trainer_of(made(settings, work, needs))["args"])
+    settings, work, footprint, _ = CASES[name]
+    given = parser().parse_args(trainer_of(made(settings, work, footprint))["args"])
     assert given.spec == "/etc/experiment/spec.yaml"
     assert given.store == STORE
     assert given.test == work.is_test
@@ -281,25 +281,25 @@ def test_only_a_named_secret_gives_credentials() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_variable_stands_twice_and_the_manifests_own_are_known(name: str) -> None:
-    settings, work, needs, _ = CASES[name]
-    names = [each["name"] for each in trainer_of(made(settings, work, needs))["env"]]
+    settings, work, footprint, _ = CASES[name]
+    names = [each["name"] for each in trainer_of(made(settings, work, footprint))["env"]]
     own = [each for each in names if each not in (*settings.env, "HF_TOKEN")]
     assert len(names) == len(set(names))
     assert set(own) <= set(OWN_ENV)
 
 
 @pytest.mark.parametrize(
-    ("text", "needs", "memory"),
+    ("text", "footprint", "memory"),
     [
-        pytest.param("", Needs(), "4Gi", id="nothing known"),
-        pytest.param("", Needs(memory_bytes=1_500 << 20), "1920Mi", id="measured"),
-        pytest.param("", Needs(memory_bytes=100 << 20), "1Gi", id="small"),
-        pytest.param("gpu: {}", Needs(memory_bytes=100 << 20), "8Gi", id="measured on a GPU"),
-        pytest.param("resources: {requests: {memory: 3G}}", Needs(memory_bytes=1 << 40), "3G", id="said"),
+        pytest.param("", Footprint(), "4Gi", id="nothing known"),
+        pytest.param("", Footprint(memory_bytes=1_500 << 20), "1920Mi", id="measured"),
+        pytest.param("", Footprint(memory_bytes=100 << 20), "1Gi", id="small"),
+        pytest.param("gpu: {}", Footprint(memory_bytes=100 << 20), "8Gi", id="measured on a GPU"),
+        pytest.param("resources: {requests: {memory: 3G}}", Footprint(memory_bytes=1 << 40), "3G", id="said"),
     ],
 )
-def test_memory_is_what_like_runs_needed(text: str, needs: Needs, memory: str) -> None:
-    resources = trainer_of(made(settings_of(text), needs=needs))["resources"]
+def test_memory_is_what_like_runs_needed(text: str, footprint: Footprint, memory: str) -> None:
+    resources = trainer_of(made(settings_of(text), footprint=footprint))["resources"]
     assert resources["requests"]["memory"] == resources["limits"]["memory"] == memory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +336,33 @@ def test_a_refusal_that_is_over_is_not_told(more: Object, uid: str, api: Api, mi
     assert seen(mirror, lambda snapshot: B in snapshot.jobs).quota == {}
 
 
+def test_a_refusal_that_comes_before_its_job_is_told_with_it(api: Api, mirror: Mirror) -> None:
+    api.put("events", refused(A, "u", "exceeded quota: q"))
+    until(lambda: mirror.events["events", "ADDED"] == 1)
+    api.put("jobs", job(A, uid="u"))
+    assert seen(mirror, lambda snapshot: A in snapshot.jobs).quota == {A: "exceeded quota: q"}
+
+
+def test_a_refusal_of_a_job_that_is_not_ours_wakes_nobody_and_leaves_nothing(api: Api, mirror: Mirror) -> None:
+    foreign = refused(Work("backup", False), "x", "exceeded quota: q")
+    api.put("jobs", {"metadata": {"name": "backup", "uid": "x", "creationTimestamp": TIME}})
+    api.put("events", foreign)
+    until(lambda: mirror.events["events", "ADDED"] == 1)
+    assert not mirror.wait(0)
+    api.remove("events", foreign["metadata"]["name"])
+    until(lambda: mirror.events["events", "DELETED"] == 1)
+    assert not mirror.wait(0)
+    assert not mirror._refusals
+    assert not mirror._early_refusals
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_workloads_are_followed_where_there_are_queues(api: Api, open_mirror: Callable[..., Mirror]) -> None:
     condition = {"type": "QuotaReserved", "status": "False", "reason": "Inadmissible", "message": "no such queue"}
     workload = {
@@ -355,6 +383,7 @@ def test_workloads_are_followed_where_there_are_queues(api: Api, open_mirror: Ca
             "no such queue",
             "lab",
         )
+        assert not mirror.wait(0)  # no Job of ours has it, as far as is known
         api.remove("workloads", "job-a")
         seen(mirror, lambda snapshot: A not in snapshot.workloads)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller import leader
+from controller import election
 from controller.registry import Registry, Submission, grid_entry, object_name
 
 
@@ -61,7 +61,7 @@ class Clock:
 
 def test_a_grids_lease_is_held_until_it_is_given_back_or_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(leader, "time", clock)
+    monkeypatch.setattr(election, "time", clock)
     registry = Registry()
     _, leases = registry.kinds()
     leases.changed(None, lease("watch", 1))

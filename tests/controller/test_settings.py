@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from controller.patch import OWN_ENV
+from controller.quantities import quantity
 from controller.settings import (
     Settings,
-    amount,
     parse_settings,
     read_settings,
     settings_text,
@@ -230,14 +229,6 @@ def test_threads_can_be_pinned() -> None:
     assert parse_settings(IMAGE + "threads: 3\n", "x").num_threads == 3
 
 
-@pytest.mark.parametrize(
-    ("quantity", "value"),
-    [("500m", "0.5"), ("2", "2"), (".5", "0.5"), ("1k", "1000"), ("4Gi", "4294967296"), ("1.5M", "1500000")],
-)
-def test_a_quantity_is_what_kubernetes_takes_it_for(quantity: str, value: str) -> None:
-    assert amount(quantity) == Decimal(value)
-
-
 def test_the_store_is_asked_as_long_as_the_trainer_asks_it() -> None:
     assert parse_settings(IMAGE, "x").store_patience == STORE_PATIENCE_SECONDS
 
@@ -262,7 +253,7 @@ def test_no_text_breaks_the_reader(text: str) -> None:
     told = ""
     try:
         settings = parse_settings(IMAGE, "x", (f"env.A={text}", f"shared_memory={text}"))
-        assert amount(settings.shared_memory) >= 1 << 20
+        assert quantity(settings.shared_memory) >= 1 << 20
     except SpecError as error:
         told = error.message
     assert not told or "--setting" in told

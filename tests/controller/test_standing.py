@@ -10,7 +10,19 @@ from grids import FACTS, NOW, TEXT, runs_of
 
 from controller.grid import parse_grid
 from controller.search import Decision, Expansion, RowSeen, expand
-from controller.standing import Choice, Known, State, Work, chosen_work, refuse_no_fit, run_state, startable, told_held
+from controller.standing import (
+    Choice,
+    Known,
+    State,
+    Work,
+    chosen_work,
+    excess_failures,
+    failure_text,
+    refuse_no_fit,
+    run_state,
+    startable,
+    told_held,
+)
 from trainer.failure import Failure, SpecError
 from trainer.result import Result
 
@@ -172,6 +184,26 @@ def test_what_is_held_does_not_start_and_is_told() -> None:
     assert startable(work, held) == [Work("c", False)]
     assert told_held(work, held) == "not started: 1 paused, 1 cancelled: a, b; `grid resume RUN` lets one go on"
     assert told_held(work, known()) is None
+
+
+def test_a_failed_test_is_told_as_one() -> None:
+    failure = Failure(
+        run="a", attempt=None, exit_code=137, reason="crashed", message="killed", hint="why?", during="test", final=True
+    )
+    trained = replace(known(results=("a",)), failures={"a": failure})
+    assert run_state(Work("a", True), trained, {}) == ("failed", "in its test: crashed: killed")
+    assert failure_text(failure, with_hint=True) == "in its test: crashed: killed\nhint: why?"
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "excess"),
+    [(None, 0), (0, 2), (1, 2), (2, 0)],
+    ids=["without a limit", "none allowed", "one allowed", "two allowed"],
+)
+def test_failed_runs_count_once_each_and_only_beyond_the_limit(max_failed: int | None, excess: int) -> None:
+    work = [Work("a", False), Work("a", True), Work("b", True), Work("c", False)]
+    seen = known(results=("c",), failures=("a", "b", "c"))
+    assert excess_failures(work, seen.is_failed, max_failed) == excess
 
 
 def test_a_failure_that_is_not_final_is_tried_again() -> None:

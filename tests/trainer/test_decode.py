@@ -4,11 +4,12 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from images import encoded, pixels, png_of_size
 from PIL import Image, features
 
-from trainer.decode import decode, decode_image, inspect
+from trainer.decode import decode_image, inspect
 from trainer.failure import DataError
 
 RGB = pixels(0)
@@ -20,10 +21,13 @@ def grey_as_rgb(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=2)
 
 
+def decode(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(decode_image(data))
+
+
 def test_colour_comes_out_as_it_went_in() -> None:
     decoded = decode(encoded(Image.fromarray(RGB)))
     assert decoded.dtype == np.uint8
-    assert decoded.flags.writeable
     assert np.array_equal(decoded, RGB)
 
 

@@ -12,10 +12,9 @@ import pytest
 from images import encoded, pixels, png_of_size, some_images, write_tree
 from PIL import Image
 
-from trainer.dataset import PARTS, DatasetIndex, load_index
+from trainer.dataset import PARTS, DatasetIndex, dataset_lock, load_index
 from trainer.failure import DataError, SpecError
 from trainer.importing import Imported, import_dataset
-from trainer.lease import HostLock
 from trainer.shards import header
 from trainer.splits import stratified
 from trainer.store import FileStore, Store, open_store
@@ -158,7 +157,7 @@ def test_an_interrupted_import_leaves_no_trace(tmp_path: Path, store: FileStore)
 
 
 def test_two_imports_of_one_name_do_not_run_at_once(tmp_path: Path, store: FileStore) -> None:
-    lock = HostLock(store.lock_path("data-animals"))
+    lock = dataset_lock(store, "animals")
     assert lock.acquire()
     with pytest.raises(DataError, match="data set 'animals': another process is importing it"):
         imported(tmp_path / "tree", ANIMALS, store)

@@ -9,7 +9,7 @@ from stores import Place
 
 from trainer import lease as leases
 from trainer.failure import Stopped
-from trainer.lease import HostLock, Lease, LeaseRecord, lease_key
+from trainer.lease import Lease, LeaseRecord, lease_key, run_lock
 from trainer.stop import StopSignal
 from trainer.store import Store
 
@@ -88,6 +88,38 @@ def test_a_holder_that_lost_its_lease_is_told_to_stop_and_writes_nothing(place: 
     assert record_of(store).attempt == "0007-thief"
 
 
+def test_a_lease_that_another_writes_right_after_this_one_is_lost(
+    file_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = file_store.create
+
+    def beside(key: str, data: bytes) -> str:
+        version = create(key, data)
+        thief = LeaseRecord(**{**record_of(file_store).model_dump(), "attempt": "0001-thief", "holder": "thief:1"})
+        file_store.put(key, thief.model_dump_json().encode())
+        return version
+
+    monkeypatch.setattr(file_store, "create", beside)
+    lease = held(file_store)
+    lease.release()  # writes, under the version that it knows
+    assert lease.lost
+    assert record_of(file_store).attempt == "0001-thief"
+
+
+def test_a_lease_that_is_removed_while_it_is_waited_for_ends_the_attempt(
+    file_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = held(file_store)
+    dead._done.set()
+    pretend_another_host(monkeypatch, dead)
+    monkeypatch.setattr(leases.time, "sleep", lambda _: file_store.delete(lease_key("run")))
+    lease = Lease(file_store, "run", StopSignal())
+    with pytest.raises(Stopped, match="someone removed its lease"):
+        lease.acquire()
+    monkeypatch.undo()
+    assert run_lock(file_store, "run").acquire()
+
+
 def test_a_stop_ends_the_wait_for_a_lease(file_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = held(file_store)
     dead._done.set()
@@ -97,12 +129,3 @@ def test_a_stop_ends_the_wait_for_a_lease(file_store: Store, monkeypatch: pytest
     stop.request("told to stop")
     with pytest.raises(Stopped, match="told to stop"):
         Lease(file_store, "run", stop).acquire()
-
-
-def test_a_lock_is_free_again_once_released(file_store: Store) -> None:
-    first, second = (HostLock(file_store.lock_path("x")) for _ in range(2))
-    assert first.acquire()
-    assert not second.acquire()
-    first.release()
-    assert second.acquire()
-    second.release()

@@ -32,6 +32,7 @@ def test_a_store_that_can_be_used_is_told_with_its_time(
     assert probe.main(["--store", store.uri]) == ExitCode.OK
     answer = Answer.model_validate_json(last_words.read_text())
     assert json.loads(capsys.readouterr().out) == json.loads(last_words.read_text())
+    assert answer.store is not None
     assert answer.store.error is None
     assert answer.store.stamp is not None
     assert abs(answer.store.stamp - answer.time) < 60
@@ -46,15 +47,16 @@ def test_a_store_that_cannot_be_used_is_told_with_its_exit_code(
     (tmp_path / "file").touch()
     assert probe.main(["--store", f"file://{tmp_path}/file"]) == ExitCode.STORE
     answer = Answer.model_validate_json(last_words.read_text())
+    assert answer.store is not None
     assert answer.store.error is not None
     assert answer.store.stamp is None
     assert probe.main(["--store", "ftp://nowhere"]) == ExitCode.SPEC
     assert len(last_words.read_bytes()) < TERMINATION_LIMIT
 
 
-def test_a_probe_of_its_own_process_says_what_torch_it_has(tmp_path: Path) -> None:
+def test_a_probe_of_its_own_process_says_how_a_run_would_be_computed() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "trainer.probe", "--store", f"file://{tmp_path}/store"],
+        [sys.executable, "-m", "trainer.probe"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -62,4 +64,8 @@ def test_a_probe_of_its_own_process_says_what_torch_it_has(tmp_path: Path) -> No
     )
     answer = Answer.model_validate_json(ended.stdout)
     assert answer.threads == 1
-    assert answer.torch.version is not None
+    assert answer.store is None
+    assert answer.torch.error is None
+    assert answer.torch.numerics is not None
+    assert answer.torch.numerics.torch_version == answer.torch.version
+    assert answer.torch.numerics.threads == 1

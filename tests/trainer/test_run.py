@@ -237,6 +237,7 @@ def test_the_test_part_is_touched_by_test_alone(data: tuple[FileStore, DatasetIn
     assert train(store, run, "--test") == ExitCode.OK
     tested = TestResult.model_validate_json(store.get(f"tests/{run}.json"))
     with np.load(store.local_path(tested.predictions)) as predictions:
+        assert sorted(predictions.files) == ["index", "label", "logits"]
         assert predictions["logits"].shape == (index.num_images("test"), 3)
         right = predictions["logits"].argmax(axis=1) == predictions["label"]
     assert tested.test_accuracy == pytest.approx(right.mean())

@@ -25,7 +25,7 @@ from trainer.run import compiled, first_network, memory_format_of, place
 from trainer.spec import AugmentationSpec, RunSpec
 from trainer.stop import StopSignal
 from trainer.store import FileStore
-from trainer.train import TrainState, forward, optimizer_step, save, score
+from trainer.train import TrainState, forward, optimizer_step, restart, run_epoch, save, score, train_epoch
 
 CPU = torch.device("cpu")
 
@@ -123,6 +123,40 @@ def test_a_spec_of_another_batch_size_has_steps_to_match(store: FileStore, tmp_p
     state = state_of(store, tmp_path)
     assert isinstance(state.spec, RunSpec)
     assert state.num_steps == math.ceil(len(state.train.part) / 10)
+
+
+def recorder_of(store: FileStore) -> Recorder:
+    return Recorder(store, "run", Lease(store, "run", StopSignal()), LogBuffer())
+
+
+def test_the_time_of_an_epoch_that_begins_again_counts(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path, model=model_of("usual"), optimizer={"lr": 1e18})
+    assert not train_epoch(state, recorder_of(store), StopSignal(), lambda _: None)
+    lost = state.progress
+    assert (lost.step_in_epoch, lost.step) == (state.num_steps, state.num_steps)
+    assert lost.epoch_seconds > 0
+    state.first = state.capture()
+    restart(state)
+    assert (state.progress.step_in_epoch, state.progress.step, state.progress.restarts) == (0, 0, 1)
+    assert state.progress.epoch_seconds == lost.epoch_seconds
+
+
+def test_the_time_of_a_validation_that_was_not_finite_counts(store: FileStore, tmp_path: Path) -> None:
+    state = state_of(store, tmp_path, model=model_of("plain"))
+    state.first = state.capture()
+    network, seconds = state.network.module, {}
+
+    def broken_once(images: torch.Tensor) -> torch.Tensor:
+        when = f"{'training' if network.training else 'validation'} after {state.progress.restarts} restarts"
+        seconds.setdefault(when, state.progress.epoch_seconds)
+        logits: torch.Tensor = network(images)
+        return logits * math.nan if when == "validation after 0 restarts" else logits
+
+    state.model = broken_once
+    metrics = run_epoch(state, recorder_of(store), StopSignal(), lambda _: None)
+    assert metrics.restarts == 1
+    assert seconds["training after 1 restarts"] > seconds["validation after 0 restarts"] > 0
+    assert metrics.seconds > seconds["validation after 1 restarts"] > seconds["training after 1 restarts"]
 
 
 def metrics_of(epoch: int) -> EpochMetrics:

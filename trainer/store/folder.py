@@ -11,11 +11,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from trainer.failure import StoreError
+from trainer.lock import locked
 from trainer.store.interface import MIB, Conflict, Entry, NotFound, check_key, check_prefix
 
 T = TypeVar("T")
@@ -144,10 +145,11 @@ class FileStore:
         with path.open("rb") as source:
             self._write(key, lambda file: shutil.copyfileobj(source, file, MIB), self._publish)
 
-    def create(self, key: str, data: bytes) -> None:
-        """Write the object unless one is there. Raises Conflict."""
+    def create(self, key: str, data: bytes) -> str:
+        """Write the object unless one is there and return its version. Raises Conflict."""
 
-        def publish(temporary: Path, target: Path) -> None:
+        def publish(temporary: Path, target: Path) -> str:
+            version = _file_version(temporary.stat())  # of the target too: a link is the same file
             try:
                 target.hardlink_to(temporary)
             except FileExistsError:
@@ -159,8 +161,9 @@ class FileStore:
                 if target.exists():
                     raise Conflict(f"{key}: exists already") from None
                 temporary.replace(target)
+            return version
 
-        self._write(key, lambda file: _write_all(file, data), publish)
+        return self._write(key, lambda file: _write_all(file, data), publish)
 
     def replace(self, key: str, data: bytes, version: str) -> str:
         """Write over the version that was read and return the new version. Raises Conflict, NotFound."""
@@ -288,20 +291,9 @@ class FileStore:
                     for made in missing:
                         _sync_folder(made.parent)
 
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _locked(self, key: str) -> AbstractContextManager[None]:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest()) % NUM_WRITE_LOCKS
-        path = self.root / LOCKS / f"write-{number:02}"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # each opening has its own, so threads keep apart too
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.root / LOCKS / f"write-{number:02}")
 
 
 def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:

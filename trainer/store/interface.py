@@ -81,8 +81,11 @@ class Store(Protocol):
         """Write the object from a file, streaming; large ones in parts."""
         ...
 
-    def create(self, key: str, data: bytes) -> None:
-        """Write the object unless one is there. Raises Conflict; where `is_conditional` is false, best effort."""
+    def create(self, key: str, data: bytes) -> str:
+        """Write the object unless one is there and return its version. Raises Conflict.
+
+        Where `is_conditional` is false that is best effort: the version is of these bytes in any case.
+        """
         ...
 
     def replace(self, key: str, data: bytes, version: str) -> str:

@@ -243,14 +243,13 @@ class S3Store:
             else:
                 self._put_if(key, file.read())
 
-    def create(self, key: str, data: bytes) -> None:
-        """Write the object unless one is there. Raises Conflict; where `is_conditional` is false, best effort."""
+    def create(self, key: str, data: bytes) -> str:
+        """Write the object unless one is there and return its version. Raises Conflict."""
         if self.is_conditional():
-            self._put_if(key, data, IfNoneMatch="*")
-            return
+            return self._put_if(key, data, IfNoneMatch="*")
         if self._exists(key):
             raise Conflict(f"{key}: exists already")
-        self._put_if(key, data)
+        return self._put_if(key, data)
 
     def replace(self, key: str, data: bytes, version: str) -> str:
         """Write over the version that was read and return the new version. Raises Conflict, NotFound as `create`."""

@@ -211,6 +211,15 @@ def test_an_object_is_created_only_once(store: Store):
     assert store.get("results/a.json") == b"first"
 
 
+def test_a_creation_tells_the_version_that_it_made(store: Store):
+    first = store.create("lease.json", b"0")
+    assert store.get_versioned("lease.json") == (b"0", first)
+    second = store.replace("lease.json", b"1", first)
+    with pytest.raises(Conflict):
+        store.replace("lease.json", b"2", first)
+    assert store.get_versioned("lease.json") == (b"1", second)
+
+
 def test_only_the_version_that_was_read_is_replaced(store: Store):
     store.put("lease.json", b"0")
     data, first = store.get_versioned("lease.json")

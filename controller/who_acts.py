@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 from controller.cluster import Cluster, Forbidden
+from controller.election import Leadership, SeenLease
 from controller.jobs import DOMAIN, MANAGED_BY
-from controller.leader import Leadership, SeenLease
 from controller.live import View
 from controller.registry import object_name
 
@@ -23,7 +23,7 @@ LEASE_PERIOD_SECONDS = 2.0
 OTHER_SECONDS = 30.0  # after which whoever keeps the Lease from this process is called another one
 
 
-class Lead:
+class Acting:
     """Whether this process acts on a grid: one at a time does, so that no more is started than its settings allow.
 
     In a `with` block it tries to hold the grid's Lease, unless a living `serve` acts on the grids of one of `stores`.
@@ -47,7 +47,7 @@ class Lead:
         )
         self._is_without = False
 
-    def __enter__(self) -> Lead:
+    def __enter__(self) -> Acting:
         self._part.__enter__()
         return self
 

@@ -26,8 +26,9 @@ from controller.cluster import (
     ObjectExists,
     Unreachable,
 )
-from controller.jobs import MANAGED_BY, read_time
+from controller.jobs import MANAGED_BY, read_time, standard_labels
 
+COMPONENT = "lease"
 DURATION_SECONDS = 15  # that a Lease holds without being renewed
 RENEW_SECONDS = 10.0  # since its last renewal that a holder counts on it: less than the duration
 PERIOD_SECONDS = 2.0  # between two tries
@@ -245,7 +246,7 @@ class Leadership:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = lease["spec"] if lease is not None else {}
         is_ours = spec.get("holderIdentity") == self.identity
-        metadata: dict[str, Any] = {"name": self._name, "labels": {"app.kubernetes.io/managed-by": MANAGED_BY}}
+        metadata: dict[str, Any] = {"name": self._name, "labels": standard_labels(COMPONENT)}
         if self._annotations:
             metadata["annotations"] = self._annotations
         if lease is not None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from api_server import BREAK, Object, Reply, Request, ScriptedServer, refusal
 
-from controller import leader
+from controller import election
 from controller.cluster import Forbidden, open_cluster
-from controller.leader import Leadership
+from controller.election import Leadership
 
 pytestmark = pytest.mark.server
 
@@ -81,7 +81,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(leader, "time", clock)
+    monkeypatch.setattr(election, "time", clock)
     return clock
 
 
