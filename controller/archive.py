@@ -25,7 +25,18 @@ from controller.architectures import check_classifier, check_factory
 from controller.changes import describe_changes
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures
-from controller.search import DataFacts, Decision, Expansion, Facts, Needs, Run, expand, fitting, wanted
+from controller.search import (
+    DataFacts,
+    Decision,
+    DecisionMismatch,
+    Expansion,
+    Facts,
+    Needs,
+    Run,
+    expand,
+    fitting,
+    wanted,
+)
 from controller.settings import Settings, parse_settings, settings_text
 from controller.standing import Held
 from trainer.dataset import PARTS, DatasetIndex, load_index
@@ -93,6 +104,7 @@ class Wants:
 
     runs: frozenset[str]
     data_sets: frozenset[str]
+    untold: str | None = None  # why these are not known: then the grid may need any run, and any data set
 
 
 def grid_key(grid: str) -> str:
@@ -386,22 +398,27 @@ def _digest(data: bytes) -> str:
 def wanted_of(store: Store, grids: Collection[str] | None = None) -> dict[str, Wants]:
     """What each grid of the store, or each of `grids`, needs to stay, by grid.
 
-    Raises GridError when one of them cannot be read or expanded: what it wants would be unknown.
+    A grid that cannot be read or expanded is no error: it may need anything, and says why and what to do about it.
     """
     return {name: _wants(name, store) for name in sorted(stored_grids(store) if grids is None else grids)}
 
 
 def _wants(name: str, store: Store) -> Wants:
-    grid = stored_grid(store, name)
-    assert grid is not None
-    needs = wanted(grid)
+    hint = f"`grid gc --forget {name}` counts the grid as gone"
     try:
+        grid = stored_grid(store, name)
+        if grid is None:  # someone removed it at this moment
+            return Wants(frozenset(), frozenset())
+        needs = wanted(grid)
         expansion = expand(grid, read_decisions(store, name), gather_facts(store, needs))
+    except DecisionMismatch as error:
+        told, hint = error.message, f"`grid reopen {name} {error.stage}` sets it aside, or {hint}"
     except (SpecError, DataError) as error:
-        error.message = f"grid {name}: what it needs cannot be told: {error.message}"
-        error.hint = f"{error.hint}, or `grid gc --forget {name}` counts the grid as gone" if error.hint else None
-        raise
-    return Wants(frozenset(expansion.runs()), frozenset(needs.data))
+        told = error.message
+        hint = error.hint if error.hint and hint in error.hint else f"{error.hint}, or {hint}" if error.hint else hint
+    else:
+        return Wants(frozenset(expansion.runs()), frozenset(needs.data))
+    return Wants(frozenset(), frozenset(), f"grid {name}: what it needs cannot be told: {told}; {hint}")
 
 
 # Decisions

@@ -47,6 +47,14 @@ def show_exit(exit_code: int) -> str:
     return f"ended with exit code {exit_code}"
 
 
+def end_text(exit_code: int, recorded: Failure | None, tail: Sequence[str]) -> str:
+    """Why an attempt ended: in its trainer's words, else its output's last line; of one that was killed, by what."""
+    if recorded is not None:
+        return f"{recorded.reason}: {recorded.message}"
+    said = [plain(line) for line in tail if line.strip() and not line.startswith("hint:")]
+    return f"{show_exit(exit_code)}: {said[-1]}" if said and exit_code < 128 else show_exit(exit_code)
+
+
 def given_up(failure: Failure, tries: int) -> Failure:
     """`failure`, made final because `tries` attempts brought no newer checkpoint; the last end speaks for all."""
     times = f"{tries} attempts brought no newer checkpoint"

@@ -44,13 +44,13 @@ def _stage_changes(old: Grid, before: Stage, new: Grid, after: Stage) -> Iterato
     for key, was, now in (
         ("from", before.start, after.start),
         ("seeds", old.stage_seeds(before), new.stage_seeds(after)),
-        ("set", before.fixed, after.fixed),
         ("on_failed", before.on_failed, after.on_failed),
-        ("keep", _dumped(before.keep), _dumped(after.keep)),
-        ("test", _dumped(before.test), _dumped(after.test)),
     ):
         if not same(was, now) and not (key == "seeds" and before.seeds is None and after.seeds is None):
             yield f"{key}: {show_value(was)} becomes {show_value(now)}"
+    yield from _leaf_changes("set", before.fixed, after.fixed)
+    yield from _leaf_changes("keep", _dumped(before.keep), _dumped(after.keep))
+    yield from _leaf_changes("test", _dumped(before.test), _dumped(after.test))
     if before.test is not None or after.test is not None:
         return
     was_rows = {row.name: row.values for row in old.candidates(before)}
@@ -67,18 +67,28 @@ def _stage_changes(old: Grid, before: Stage, new: Grid, after: Stage) -> Iterato
         yield "rows in another order"
 
 
-def _dumped(model: Frozen | None) -> Any:
-    return None if model is None else model.model_dump(by_alias=True, exclude_none=True)
+def _leaf_changes(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value, however deep, that is not the same in both."""
+    before, after = dict(_flat(was, f"{key}.")), dict(_flat(now, f"{key}."))
+    for leaf in dict.fromkeys([*before, *after]):
+        if not same(before.get(leaf, MISSING), after.get(leaf, MISSING)):
+            yield f"{leaf}: {_shown(before, leaf, 'nothing')} becomes {_shown(after, leaf, 'nothing')}"
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return show_value(values[key]) if key in values else "the default"
+def _dumped(model: Frozen | None) -> Mapping[str, Any]:
+    return {} if model is None else model.model_dump(by_alias=True, exclude_none=True)
+
+
+def _shown(values: Mapping[str, Any], key: str, otherwise: str = "the default") -> str:
+    return show_value(values[key]) if key in values else otherwise
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            yield from _flat({f"{key}[{index}]": item for index, item in enumerate(value)}, prefix)
         else:
             yield f"{prefix}{key}", value
 

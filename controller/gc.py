@@ -1,6 +1,7 @@
 """What in a store nobody wants, found first and shown, removed only when asked.
 
-Wanted is every run that a grid in the store comes to. Of a wanted run stay its spec, numerics, attempts, results, and
+Wanted is every run that a grid in the store comes to; while it cannot be told what one of them comes to, every run
+and every data set, for that grid may want it. Of a wanted run stay its spec, numerics, attempts, results, and
 the blobs that its checkpoint or its result names. What is being trained or imported is never touched, nor what a grid
 came to want between being shown and being removed.
 """
@@ -78,16 +79,17 @@ def find_unwanted(
         if (home := _home(entry.key)) is not None:
             by_home.setdefault(home, []).append(entry)
     runs, named_sets = _runs(wants), {name for each in wants.values() for name in each.data_sets}
+    any_may_be_wanted = _any_may_be_wanted(wants)
     found = []
     for (kind, name), entries in sorted(by_home.items()):
         if kind == "grid" and name not in wants:
             found.append(_item("grid", name, "forgotten", entries))
-        elif kind == "run" and name not in runs:
+        elif kind == "run" and name not in runs and not any_may_be_wanted:
             found.append(_item("run", name, "of no grid", entries))
         elif kind == "run":
             found += _orphan_blobs(name, entries, contents.named_blobs.get(name), now)
         elif kind == "data set":
-            if data_sets and name not in named_sets:
+            if data_sets and name not in named_sets and not any_may_be_wanted:
                 if all(_is_old(entry, now) for entry in entries):
                     found.append(_item("data set", name, "named by no grid", entries))
             else:
@@ -97,6 +99,11 @@ def find_unwanted(
 
 def _runs(wants: Mapping[str, Wants]) -> set[str]:
     return {run for each in wants.values() for run in each.runs}
+
+
+def _any_may_be_wanted(wants: Mapping[str, Wants]) -> bool:
+    """Whether no run and no data set is certainly of no grid."""
+    return any(each.untold is not None for each in wants.values())
 
 
 def _home(key: str) -> tuple[Kind, str] | None:
@@ -145,7 +152,7 @@ def _orphan_shards(name: str, entries: Iterable[Entry], named: frozenset[str] | 
 
 
 def read_contents(store: Store, wants: Mapping[str, Wants]) -> Contents:
-    """What `store` holds; blobs are read up of wanted runs alone, since all of an unwanted run's go."""
+    """What `store` holds; blobs are read up of runs that stay alone, since all of an unwanted run's go."""
     objects = [
         entry
         for prefix in ("datasets/", "failures/", "grids/", "results/", "runs/", "tests/")
@@ -153,9 +160,10 @@ def read_contents(store: Store, wants: Mapping[str, Wants]) -> Contents:
     ]
     homes = [home for entry in objects if (home := _home(entry.key)) is not None]
     with_blobs = {entry.key.split("/")[1] for entry in objects if _is_blob(entry.key)}
+    staying = with_blobs if _any_may_be_wanted(wants) else with_blobs & _runs(wants)
     return Contents(
         tuple(objects),
-        {run: _named_blobs(store, run) for run in sorted(with_blobs & _runs(wants))},
+        {run: _named_blobs(store, run) for run in sorted(staying)},
         {name: _named_shards(store, name) for kind, name in sorted(set(homes)) if kind == "data set"},
     )
 
@@ -211,7 +219,7 @@ def _named_shards(store: Store, name: str) -> frozenset[str] | None:
 def remove(store: Store, items: Iterable[Unwanted], forget: Collection[str] = ()) -> Removal:
     """Remove `items`, but those that someone trains or imports, and those that a grid wants by now.
 
-    Grids to `forget` want nothing. Raises GridError when one of the others cannot be read: what it wants is unknown.
+    Grids to `forget` want nothing.
     """
     done, wants = Removal(), _Wants(store, forget)
     for item in items:
@@ -255,9 +263,9 @@ def _is_unwanted(store: Store, item: Unwanted, wants: Mapping[str, Wants]) -> bo
         case "grid":
             return item.name not in wants
         case "run":
-            return item.name not in _runs(wants)
+            return item.name not in _runs(wants) and not _any_may_be_wanted(wants)
         case "data set":
-            return not any(item.name in each.data_sets for each in wants.values())
+            return not (_any_may_be_wanted(wants) or any(item.name in each.data_sets for each in wants.values()))
         case "blobs":
             named = _named_blobs(store, item.name)
         case "shards":

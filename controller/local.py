@@ -35,7 +35,7 @@ from controller.archive import (
     record_failure,
     write_run_spec,
 )
-from controller.attempts import MAX_TRIES, crash_failure, numbers_missing, show_exit, tries_after, unrecorded_failure
+from controller.attempts import MAX_TRIES, crash_failure, end_text, numbers_missing, tries_after, unrecorded_failure
 from controller.grid import Grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_numbers, read_tests
 from controller.live import GridProgress, RunProgress, View, open_view
@@ -322,6 +322,7 @@ class Session:
             except StoreError as error:
                 self.bear(error)
             self.tell_stop()
+            self.tell_troubles()
             self.tell_beginnings(self.workers.active.values())
             self.view.show(self.progress())
             at_work = self.workers.active or self._ended
@@ -341,7 +342,9 @@ class Session:
             self._ended.popleft()  # not before: where the store does not answer, the end is concluded later
         if self.stopping is None and time.monotonic() >= self._observe_at:
             self.observe()
-        if self.stopping is None and self.workers.is_ready:
+        if self.stopping is None and self.workers.is_ready and self.left():
+            if self.workers.load_failure is not None:  # the machine's fault, and none of the runs'
+                raise self.workers.load_failure
             self.start_ready()
 
     def bear(self, error: StoreError) -> None:
@@ -387,11 +390,15 @@ class Session:
         self._told_held = told
 
     def _look_elsewhere(self) -> None:
-        """Forget runs elsewhere that are done, or that nobody trains any more."""
+        """Forget runs elsewhere that are done or failed, or that nobody trains any more."""
         for work, seen in list(self.elsewhere.items()):
-            if self.known.is_done(work) or self.known.is_failed(work):
+            told = f"{self.sight.label(work)} (trained elsewhere)"
+            if self.known.is_done(work):
                 del self.elsewhere[work]
-                self.view.say("done", f"{self.sight.label(work)} (trained elsewhere)")
+                self.view.say("done", told)
+            elif self.known.is_failed(work):
+                del self.elsewhere[work]
+                self._say_failed(told, self.known.failures[work.run])
             elif (now_seen := self.look(work, seen)) is None:
                 del self.elsewhere[work]
             else:
@@ -498,23 +505,25 @@ class Session:
                 else:
                     self.view.say("again", f"{worker.label}: someone stopped it; going on")
             case "again":
-                self._keep_output(worker)
+                recorded = attempt_failure(self.store, work.run, self._keep_output(worker))
                 self.view.say(
                     "again",
-                    f"{worker.label}: {show_exit(exit_code)}; attempt {backoff.count + 1} of {MAX_TRIES} without a "
-                    f"newer checkpoint in {backoff.not_before - now:.0f} s",
+                    f"{worker.label}: {end_text(exit_code, recorded, worker.tail())}; "
+                    f"attempt {backoff.count + 1} of {MAX_TRIES} without a newer checkpoint "
+                    f"in {backoff.not_before - now:.0f} s",
                 )
             case "give up":
                 attempt = self._keep_output(worker)
                 recorded = attempt_failure(self.store, work.run, attempt)
                 if exit_code == ExitCode.STORE:  # no fault of the run's, and none that its neighbours are spared
                     hint = recorded.hint if recorded else "the last lines of its log say more"
-                    self.store_error = StoreError(recorded.message if recorded else show_exit(exit_code), hint=hint)
+                    told = recorded.message if recorded else end_text(exit_code, None, worker.tail())
+                    self.store_error = StoreError(told, hint=hint)
                     self.stop("the store failed")
                     return
                 failure = crash_failure(work, attempt, exit_code, recorded, worker.tail())
                 record_failure(self.store, failure)
-                self._say_failed(worker, failure)
+                self._say_failed(worker.label, failure)
         self.backoffs[work] = backoff
 
     def _conclude_done(self, worker: Worker) -> None:
@@ -530,7 +539,7 @@ class Session:
         else:  # an image under the same contract may be wrong; nothing in this repository does so
             failure = numbers_missing(work, worker.tail())
             record_failure(self.store, failure)
-            self._say_failed(worker, failure)
+            self._say_failed(worker.label, failure)
 
     def _conclude_failed(self, worker: Worker, exit_code: int) -> None:
         run = worker.work.run
@@ -538,7 +547,7 @@ class Session:
         if failure is None:  # the trainer could not write it
             failure = unrecorded_failure(worker.work, self._keep_output(worker), exit_code, worker.tail())
             record_failure(self.store, failure)
-        self._say_failed(worker, failure)
+        self._say_failed(worker.label, failure)
 
     def _conclude_other_numerics(self, worker: Worker) -> bool:
         """Whether this machine cannot go on as the run began, which no further attempt would change."""
@@ -553,12 +562,12 @@ class Session:
         )
         failure = recorded.model_copy(update={"final": True, "hint": hint})
         record_failure(self.store, failure)
-        self._say_failed(worker, failure)
+        self._say_failed(worker.label, failure)
         return True
 
-    def _say_failed(self, worker: Worker, failure: Failure) -> None:
+    def _say_failed(self, label: str, failure: Failure) -> None:
         self._told_failed.add(failure.run)
-        self.view.say("failed", f"{worker.label}: {failure_text(failure, with_hint=True)}")
+        self.view.say("failed", f"{label}: {failure_text(failure, with_hint=True)}")
 
     def _keep_output(self, worker: Worker) -> str | None:
         """Put an attempt's output into the store, which it could not do itself; the attempt's name, if it had one."""
@@ -567,7 +576,11 @@ class Session:
             return None
         if worker.output.is_file():
             key = f"runs/{worker.work.run}/attempts/{lease.attempt}/output.txt"
-            self.store.put_file(key, worker.output)
+            try:
+                self.store.put_file(key, worker.output)
+            except StoreError:
+                if worker.exit_code != ExitCode.STORE:  # what ended the attempt is told also where it still lasts
+                    raise
         return lease.attempt
 
     # Telling
@@ -591,6 +604,11 @@ class Session:
                 count = len(self.workers.active)
                 runs = f"{count_text(count, 'run')} {'saves and stops' if count == 1 else 'save and stop'}"
                 self.view.say("note", f"{self.stopping}: {runs}; Ctrl-C again ends at once, and loses nothing either")
+
+    def tell_troubles(self) -> None:
+        """Say what befell the server that runs are forked from."""
+        while self.workers.troubles:
+            self.view.say("again", self.workers.troubles.popleft())
 
     def tell_waits(self) -> None:
         """Say for what the chosen stages wait, where nothing of them is known yet."""

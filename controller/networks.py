@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
 from controller.plan import Sizes
+from controller.wording import listed
 from trainer.failure import StoreError
 from trainer.result import parse_record
 from trainer.sizes import Shape, Size
@@ -21,11 +22,11 @@ CHILD_SECONDS = 300.0
 WHY_LIMIT = 200  # characters
 
 
-def read_sizes(store: Store, shapes: Iterable[Shape]) -> Sizes:
+def read_sizes(store: Store, shapes: Iterable[Shape], tell: Callable[[str], None] = lambda _text: None) -> Sizes:
     """The sizes of the networks; those that the store has not are measured, and kept there for the next time.
 
-    A network that cannot be measured is no error here: the trainer tells what is wrong with it. A store that takes no
-    objects is none either: the next plan measures anew.
+    Before that takes its seconds, `tell` gets a line that says so. A network that cannot be measured is no error here:
+    the trainer tells what is wrong with it. A store that takes no objects is none either: the next plan measures anew.
     """
     found = Sizes()
     missing = []
@@ -37,6 +38,8 @@ def read_sizes(store: Store, shapes: Iterable[Shape]) -> Sizes:
     for shape in missing[MAX_SHAPES:]:
         found.unknown[shape.key] = f"more than {MAX_SHAPES} networks were not measured yet"
     if asked := missing[:MAX_SHAPES]:
+        names = listed(list(dict.fromkeys(shape.model.architecture for shape in asked)))
+        tell(f"measuring {names}, once: the store keeps what is found")
         for shape, size in zip(asked, _measured(asked), strict=True):
             if isinstance(size, str):
                 found.unknown[shape.key] = size[:WHY_LIMIT]

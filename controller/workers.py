@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from typing import Any, Literal
 
 from controller.live import Pace, RunProgress
 from controller.standing import Work
-from trainer.child import BLOCKED_AT_START, PRELOAD, run_attempt
-from trainer.failure import LOG_TAIL_LINES
+from trainer.child import BLOCKED_AT_START, PRELOAD, report_load, run_attempt
+from trainer.failure import LOG_TAIL_LINES, DeviceError
 from trainer.machine import asked_threads, available_memory, available_processors, visible_gpus
 from trainer.spec import ExperimentSpec
 from trainer.store import Store
 
 PROCESS_BYTES = 3 << 29  # memory to leave for each process: torch, a small network, its part of the images
+LOAD_TRIES = 2  # to load torch in the server, where something ends the server while it does
+LOAD_PAUSE_SECONDS = 0.5  # before the second: until the first server is seen to be gone
 SMALL_STEP_PIXELS = 500_000  # below, a step gains nothing by a second thread
 
 
@@ -176,6 +179,8 @@ class Workers:
         self.folder = folder
         self.resume = resume
         self.active: dict[Work, Worker] = {}
+        self.load_failure: DeviceError | None = None  # why no process can be started, once `is_ready`
+        self.troubles: deque[str] = deque()  # what is to be told of the server
         self._context = multiprocessing.get_context("forkserver")
         self._started = 0
         self._loaded = threading.Event()
@@ -185,15 +190,35 @@ class Workers:
     def _await_server(self) -> None:
         """Note when the server has loaded torch: it forks no sooner, and whoever asks it waits without a word."""
         try:
-            first = self._context.Process(target=os.getpid)
-            first.start()
-            first.join()
+            for tries_left in reversed(range(LOAD_TRIES)):
+                try:
+                    self.load_failure = self._ask_server()
+                    return
+                except (EOFError, OSError):
+                    self.load_failure = not_loaded("its process was ended from outside")
+                if tries_left:
+                    self.troubles.append("the process that loads torch was ended from outside; starting another")
+                    time.sleep(LOAD_PAUSE_SECONDS)
+                    _start_server(self._context)
         finally:
             self._loaded.set()
 
+    def _ask_server(self) -> DeviceError | None:
+        """Why the server could not load torch, by a process forked from it. Raises EOFError or OSError if it died."""
+        reports, remote = self._context.Pipe(duplex=False)
+        with reports, remote:
+            first = self._context.Process(target=report_load, args=(remote,))
+            first.start()
+            remote.close()
+            try:
+                error = reports.recv()
+            finally:
+                first.join()
+        return None if error is None else not_loaded(error)
+
     @property
     def is_ready(self) -> bool:
-        """Whether a process can be started at once."""
+        """Whether torch was loaded, so that a process can be started at once, or could not be (`load_failure`)."""
         return self._loaded.is_set()
 
     def start(self, work: Work, label: str, spec: ExperimentSpec, share: Share) -> None:
@@ -243,6 +268,15 @@ class Workers:
         for each in list(self.active.values()):
             each.process.join()
         self.take_ended()
+
+
+def not_loaded(error: str) -> DeviceError:
+    """The error that says that no run can be trained here, since torch could not be loaded."""
+    return DeviceError(
+        f"torch: got {error}, expected that the process that runs are forked from can load it",
+        hint="is there memory enough? Free some, or raise the limit on it (`ulimit -v`, a container's or a batch "
+        "system's); then the same command goes on",
+    )
 
 
 def _start_server(context: ForkServerContext) -> None:

@@ -7,6 +7,7 @@ Nothing here loads torch: the controller imports this module to name `run_attemp
 from __future__ import annotations
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
@@ -21,11 +23,16 @@ from trainer.__main__ import Emit, main
 from trainer.machine import forget_peak_memory
 from trainer.stop import StopSignal
 
-PRELOAD = "trainer.run"
-"""The module that imports all a run needs. It starts no thread and touches no GPU, so that forks are safe."""
+PRELOAD = "trainer.preload"
+"""The module that loads all a run needs; the server imports it."""
 
 BLOCKED_AT_START = frozenset({signal.SIGINT, signal.SIGTERM})
 """Signals that whoever starts the server blocks, until `run_attempt` has its handlers: none is lost, none kills."""
+
+
+def report_load(reports: Connection) -> None:
+    """Send why the server that this process is forked from could not load torch, none where it did."""
+    reports.send(import_module(PRELOAD).load_error)
 
 
 def run_attempt(argv: Sequence[str], environment: Mapping[str, str], log_path: str, events: Connection) -> NoReturn:
@@ -52,6 +59,9 @@ def _redirect_output(log_path: str) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable()
+    said = logging.StreamHandler()  # the store may be what fails: then this file alone says so
+    said.setLevel(logging.WARNING)
+    logging.getLogger("trainer").addHandler(said)
 
 
 def _watch_parent(stop: StopSignal) -> None:

@@ -67,6 +67,7 @@ class Imported:
     index: DatasetIndex
     outcome: Outcome  # `unchanged`, `mended`: the store had this very data set under this name, whole or not
     num_mended: int = 0  # shards that were missing or damaged, and are there again
+    replaced: str | None = None  # fingerprint of the other data set that had the name, where that could be read
 
 
 @dataclass(frozen=True)
@@ -499,7 +500,8 @@ def _publish(index: DatasetIndex, shelf: _Shelf, replace: bool) -> Imported:
     for shard in old.shards if old is not None else ():
         if shard.name not in named:
             store.delete(dataset_key(index.name, shard.name))
-    return Imported(index, "replaced")
+    other = None if old is None or old.fingerprint == index.fingerprint else old.fingerprint
+    return Imported(index, "replaced", replaced=other)
 
 
 def _meanwhile(name: str) -> DataError:

@@ -108,7 +108,7 @@ def open_source(
     if path.is_dir():
         if sha256 is not None:
             raise DataError(f"source {text}: is a folder, but a SHA-256 was given; expected the archive it belongs to")
-        yield _walked(path)
+        yield _walked(path, progress)
     elif path.is_file():
         if sha256 is not None:
             check_sha256(path, text, sha256)
@@ -118,14 +118,14 @@ def open_source(
         raise DataError(f"source {text}: no such folder or archive", hint="name a folder that holds class folders")
 
 
-def _walked(top: Path) -> Listing:
+def _walked(top: Path, progress: Progress) -> Listing:
     listing = Listing(str(top))
-    _walk(top, "", listing, (os.path.realpath(top),))
+    _walk(top, "", listing, (os.path.realpath(top),), progress)
     return listing
 
 
-def _walk(folder: Path, prefix: str, listing: Listing, above: tuple[str, ...]) -> None:
-    """List what is under `folder`; links are followed, but never back to a folder `above`."""
+def _walk(folder: Path, prefix: str, listing: Listing, above: tuple[str, ...], progress: Progress) -> None:
+    """List what is under `folder`; links are followed, but never out of the source nor back to a folder `above`."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
@@ -141,17 +141,25 @@ def _walk(folder: Path, prefix: str, listing: Listing, above: tuple[str, ...]) -
             what = "a link to nowhere" if entry.is_symlink() else f"cannot be read: {error.strerror}"
             listing.bad.append((path, what))
             continue
-        if stat.S_ISDIR(found.st_mode):
+        if entry.is_symlink() and not _is_inside(entry.path, above[0]):
+            listing.bad.append((path, f"a link that leads out of {listing.origin}"))
+        elif stat.S_ISDIR(found.st_mode):
             real = os.path.realpath(entry.path)
             if real in above:
                 listing.bad.append((path, "a link to a folder that holds it"))
                 continue
             listing.folders.add(path)
-            _walk(Path(entry.path), f"{prefix}{entry.name}/", listing, (*above, real))
+            _walk(Path(entry.path), f"{prefix}{entry.name}/", listing, (*above, real), progress)
         elif stat.S_ISREG(found.st_mode):
             listing.files.append(SourceFile(path, Path(entry.path), found.st_size))
         else:
             listing.bad.append((path, "neither a file nor a folder"))
+        progress("list", len(listing.files), None, 0)
+
+
+def _is_inside(path: str, top: str) -> bool:
+    """Whether what `path` leads to is `top`, which is no link, or under it."""
+    return os.path.commonpath((os.path.realpath(path), top)) == top
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from controller.cluster.answers import finish, warning_text, with_query, writer
-from controller.cluster.errors import ENDING_ERRORS, ApiRetry, ClusterError, Unreachable
+from controller.cluster.errors import ENDING_ERRORS, ApiRetry, ClusterError, Forbidden, Unreachable
 from controller.cluster.faults import CONNECT_SECONDS, Passing, judge, refusal, unreachable_hint
 from controller.cluster.kubeconfig import Link, loader_errors
 from controller.cluster.resources import Resource
@@ -28,6 +28,7 @@ R = TypeVar("R")
 
 CLUSTER_PATIENCE_SECONDS = 60.0  # how long a command bears a server that does not answer; the controller bears more
 CONNECTIONS = 16
+STARTING_SECONDS = 30.0  # after it was away: a server that has just started forbids all until it has read its roles
 SPARE = 2  # beside those that `perform` keeps busy: a Lease is not to run out behind a thousand creations
 PER_SECOND, BURST = 500.0, 1000  # the server's own flow control answers 429 long before, where it must
 FIRST_DELAY = 0.1  # seconds; doubled with each try, and drawn evenly from 0 to that
@@ -80,6 +81,7 @@ class Connection:
         self._credentials_lock = threading.Lock()
         self._generation = 0  # of the credentials
         self._reached = False
+        self._lost_at = float("-inf")  # when a request last met no server
         self._closed = threading.Event()
         self._thread = threading.local()
         self._header: Mapping[str, str] = {}
@@ -303,11 +305,15 @@ class Connection:
                     finish(response)
                     self._renew_credentials(generation)
                     continue
-                raise refusal(place, verb, response, server=self.server, namespace=self.namespace)
+                error = refusal(place, verb, response, server=self.server, namespace=self.namespace)
+                if isinstance(error, Forbidden) and time.monotonic() < self._lost_at + STARTING_SECONDS:
+                    raise Passing("starting", error.message, patience=STARTING_SECONDS)
+                raise error
             except Passing as passing:
                 fault = passing
             except HTTPError as error:
                 self._count(verb, resource, 0, None)
+                self._lost_at = time.monotonic()
                 fault, cause = judge(place, error, is_reached=self._reached), error
             longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(tries - 1, 30))
             delay = random.uniform(0, longest) + min(fault.after, LONGEST_ASKED_DELAY)

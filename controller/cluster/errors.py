@@ -71,7 +71,7 @@ class ApiRetry:
     server: str
     operation: str  # creating, reading, listing, …
     target: str  # the resource and the object's name
-    kind: str  # throttled, server-error, connection, timeout, conflict
+    kind: str  # throttled, server-error, connection, timeout, conflict, starting
     tries: int  # so far
     delay: float  # seconds until the next one
     remaining: float  # seconds after which it is given up

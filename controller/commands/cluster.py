@@ -635,11 +635,16 @@ def _lines_of(cluster: Cluster, pod: PodView, run: str, *, follow: bool) -> Iter
 
 
 def _stored_lines(run: str, store: Store) -> list[str]:
-    """The log of the run's newest attempt that left one. Raises SpecError where none did."""
+    """The log of the run's newest attempt that left one, else its failure. Raises SpecError where it left neither."""
+    from controller.knowledge import read_failures
+    from controller.standing import failure_text
     from trainer.failure import SpecError
 
     names = ("/log.txt", "/output.txt")
     keys = [entry.key for entry in store.list(f"runs/{run}/attempts/") if entry.key.endswith(names)]
+    if not keys and (failure := read_failures(store, [run]).get(run)) is not None:
+        note(f"it left no log: this is what its failure in {store.uri} keeps of its output")
+        return failure.log_tail or failure_text(failure, with_hint=True).splitlines()
     if not keys:
         raise SpecError(
             f"run: got {run!r}, of which there is no pod and no log in {store.uri}, expected the id of a run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 
@@ -22,6 +23,7 @@ from controller.wording import bytes_text, count_text, plain
 
 if TYPE_CHECKING:
     from trainer.dataset import DatasetIndex, PartName, SplitRule
+    from trainer.store import Store
 
 REDRAW_SECONDS = 0.2  # on a terminal
 PLAIN_SECONDS = 5.0  # between two lines elsewhere
@@ -153,11 +155,12 @@ def import_(
 
     rule, share = split
     progress = ImportProgress(sys.stderr)
+    store = the_store()
     try:
         imported = import_dataset(
             src,
             name,
-            the_store(),
+            store,
             split=rule,
             fraction=share,
             validation_fraction=validation_fraction,
@@ -174,6 +177,12 @@ def import_(
     finally:
         progress.close()
     index = imported.index
+    if imported.replaced is not None and (grids := _grids_of(store, name)):
+        named = "1 grid names" if len(grids) == 1 else f"{len(grids):,} grids name"
+        note(
+            f"{named} the data set that this replaced: {', '.join(grids)}; their runs are new ones now: "
+            "`grid run GRID --update` trains them"
+        )
     if as_json:
         print_json({"outcome": imported.outcome, "num_mended": imported.num_mended, **_summary(index)})
         return
@@ -194,6 +203,21 @@ def import_(
         note(text)
 
 
+def _grids_of(store: Store, data_set: str) -> list[str]:
+    """The grids in the store that name the data set, as far as they can be read."""
+    from controller.archive import stored_grid, stored_grids
+    from controller.search import wanted
+    from trainer.failure import SpecError
+
+    found = []
+    for name in stored_grids(store):
+        with suppress(SpecError):  # whoever uses that grid is told
+            grid = stored_grid(store, name)
+            if grid is not None and data_set in wanted(grid).data:
+                found.append(name)
+    return found
+
+
 class ImportProgress:
     """How far an import is: one line that is redrawn on a terminal, now and then a line elsewhere."""
 
@@ -210,7 +234,8 @@ class ImportProgress:
         if step != self._step:
             self.close()
             self._step, self._began = step, now
-            self._told = now if not self._is_terminal else 0.0
+            # what is most often over at once is not told at once
+            self._told = 0.0 if self._is_terminal and step != "list" else now
         is_last = done == total
         if now - self._told < (REDRAW_SECONDS if self._is_terminal else PLAIN_SECONDS) and not is_last:
             return
@@ -224,6 +249,8 @@ class ImportProgress:
         self._out.flush()
 
     def _text(self, step: str, done: int, total: int | None, num_bytes: int, seconds: float) -> str:
+        if step == "list":
+            return f"looking for images: {count_text(done, 'file')} so far"
         rate = f", {bytes_text(round(num_bytes / seconds))}/s" if seconds > 0.5 else ""
         if step == "download":
             size = bytes_text(done) + (f" of {bytes_text(total)}" if total else "")

@@ -15,6 +15,7 @@ from controller.commands.surface import (
     grid_options,
     json_option,
     named_grid,
+    note,
     print_json,
     store_option,
     tell,
@@ -145,7 +146,7 @@ def plan(
     finished = runs_with_results(store)
     speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
     tested = runs_with_tests(store) if any(stage.is_test for stage in expansion.stages) else ()
-    sizes = read_sizes(store, shapes_of(expansion, facts))
+    sizes = read_sizes(store, shapes_of(expansion, facts), note)
     planned = make_plan(found, expansion, facts, set(finished), speeds, choice, existing_tests=set(tested), sizes=sizes)
     if as_json:
         print_json(planned.record())

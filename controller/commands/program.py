@@ -37,7 +37,7 @@ Exit codes:
   65  data or weights are wrong or missing
   69  the store cannot be reached or used
   70  runs failed for good; `grid status` says why
-  71  the device is broken
+  71  the device is broken, or torch cannot be loaded here
   72  the cluster cannot be reached, or refuses
   75  stopped; the same command goes on from there
   130 interrupted by Ctrl-C before there was anything to go on from

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 PLAIN = (None, "never started")  # reasons that a run's state says already
 REASONS_SHOWN = 5  # failures that `grid run` tells at its end
+TAIL_SHOWN = 5  # last lines of its output that `grid status` shows of a run whose trainer did not say why it failed
 SVG_WIDTH = 110
 
 
@@ -218,6 +219,18 @@ def _tell_stage(stage: dict[str, Any], standing: Status) -> None:
         failures = [standing.known.failures[one["run"]] for one in row["runs"] if one["state"] == "failed"]
         for line in dict.fromkeys(line for failure in failures for line in _ways_out(failure)):
             tell(line, indent=4)
+        for tail in dict.fromkeys(_shown_tail(failure) for failure in failures):
+            for line in tail:
+                click.echo(f"      {elided(line, max(1, width_of_output() - 6))}")
+
+
+def _shown_tail(failure: Failure) -> tuple[str, ...]:
+    """The last lines of the output, where the failure's message does not say all."""
+    from trainer.failure import FINAL_EXITS
+
+    if failure.exit_code in FINAL_EXITS:
+        return ()
+    return tuple(plain(line) for line in failure.log_tail if line.strip())[-TAIL_SHOWN:]
 
 
 def counts_of(standing: Status, choice: Choice | None = None) -> dict[str, int]:
@@ -256,7 +269,16 @@ def status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> d
             for one in experiment.runs:
                 if choice.takes(each.name, experiment.name, one.id):
                     state, reason = standing.state(Work(one.id, each.is_test))
-                    runs.append({"run": one.id, "seed": one.spec.seed, "state": state, "reason": reason})
+                    failure = standing.known.failures[one.id] if state == "failed" else None
+                    runs.append(
+                        {
+                            "run": one.id,
+                            "seed": one.spec.seed,
+                            "state": state,
+                            "reason": reason,
+                            "failure": failure and failure.model_dump(mode="json"),
+                        }
+                    )
             if runs:
                 counts = count_states(one["state"] for one in runs)
                 rows.append({"experiment": experiment.name, "counts": counts, "runs": runs})

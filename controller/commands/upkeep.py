@@ -58,7 +58,8 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     """Show what no grid in the store wants, and with --delete remove it.
 
     That is: runs of no grid, blobs that no checkpoint or result names, shards of replaced imports, temporary files
-    older than a day. A run that is being trained is never touched.
+    older than a day. A run that is being trained is never touched. While it cannot be told what a grid wants, no run
+    and no data set goes.
     With --cache also what this machine keeps of decoded images.
 
     \b
@@ -80,8 +81,12 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     num_freed = remove_unused(usage.folder, 0) if delete and cache else 0
     if as_json:
         shown = {"folder": str(usage.folder), "bytes": usage.num_bytes, "bytes_removed": num_freed}
-        print_json({**_gc_json(found, done, num_swept, delete), "cache": shown})
+        untold = {name: each.untold for name, each in wants.items() if each.untold is not None}
+        print_json({**_gc_json(found, done, num_swept, delete), "untold_grids": untold, "cache": shown})
         return
+    for each in wants.values():
+        if each.untold is not None:
+            tell(f"warning: {each.untold}; until then all runs and data sets stay", err=True)
     for item in found[:SHOWN]:
         tell(f"{item.kind} {item.name}: {item.why}, {bytes_text(item.size)}")
     if len(found) > SHOWN:
@@ -92,7 +97,8 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     for item in done.wanted:
         note(f"{item.kind} {item.name} is wanted by now and stays")
     if not found and not num_swept:
-        click.echo("nothing to remove: grids want all there is")
+        spared = any(each.untold is not None for each in wants.values())
+        click.echo(f"nothing to remove: grids {'may ' if spared else ''}want all there is")
     elif delete:
         swept = f", and {count_text(num_swept, 'temporary file')}" if num_swept else ""
         click.echo(f"removed {_total(done.removed)}{swept}")
@@ -113,7 +119,7 @@ def _total(items: list[Unwanted]) -> str:
 
 
 def _wants(store: Store, forget: tuple[str, ...]) -> Mapping[str, Wants]:
-    """What the grids of the store want, all but those to forget, whether or not these can still be read."""
+    """What the grids of the store want, all but those to forget. Raises SpecError where there is none to forget."""
     from controller.archive import stored_grids, wanted_of
     from trainer.failure import SpecError
 

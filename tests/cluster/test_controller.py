@@ -142,7 +142,7 @@ def test_the_controllers_account_may_do_what_it_needs_and_nothing_else(bench: Be
             assert not names
             rights[resource] = rights.get(resource, set()) | verbs
     assert rights == RIGHTS
-    assert leases == {"": {"create", "get", "list", "watch"}, "experiment-grid": {"get", "patch", "update"}}
+    assert leases == {"": {"create", "get", "list", "watch"}, "experiment-grid": {"update"}}
     for verb, what in [("get", "secrets"), ("create", "pods"), ("create", "pods/exec"), ("delete", "configmaps")]:
         answer = bench.cluster.attempt("auth", "can-i", verb, what, f"--as={account}")
         assert answer.stdout.strip() == "no", f"{verb} {what}"

@@ -159,7 +159,9 @@ def drain(bench: Bench, run: str) -> None:
     node = bench.pods(run)[-1]["spec"]["nodeName"]
     label = f"experiment-grid.dev/run={run}"
     try:
-        bench.cluster.kubectl("drain", node, f"--pod-selector={label}", "--ignore-daemonsets", "--timeout=90s")
+        # runs have their cache and /tmp in such folders
+        words = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
+        bench.cluster.kubectl("drain", node, f"--pod-selector={label}", *words)
     finally:
         bench.cluster.kubectl("uncordon", node)
 
@@ -218,6 +220,7 @@ def test_a_watch_outlives_an_api_server_that_is_away_for_half_a_minute(
     (run,) = straight
     bench.until_trained_for(run, 2)
     watching = bench.start("watch", "long")
+    bench.cluster.until("the watch looks", bench.output, seconds=30)
     with no_api_server(made_here):
         time.sleep(30)
     assert watching.wait(240) == ExitCode.OK, bench.output()
@@ -234,6 +237,7 @@ def test_runs_and_watch_outlive_a_store_that_is_away_for_a_minute(
     (run,) = straight
     bench.until_trained_for(run, 2)
     watching = bench.start("watch", "long")
+    bench.cluster.until("the watch looks", bench.output, seconds=30)
     bench.cluster.kubectl("scale", "deployment/s3", "--replicas=0", namespace=namespace)
     try:
         time.sleep(60)

@@ -202,12 +202,32 @@ def test_a_damaged_text_is_told_with_the_ways_out_and_kept_by_an_update(
     assert adopt(small, file_store, facts).state == "unchanged"
 
 
-def test_a_grid_whose_needs_cannot_be_told_is_named(file_store: FileStore, small: Grid, facts: Facts) -> None:
+def test_a_grid_whose_needs_cannot_be_told_may_need_anything_and_says_why(
+    file_store: FileStore, small: Grid, facts: Facts
+) -> None:
     adopt(small, file_store, facts)
+    file_store.put("grids/torn/grid.yaml", b"grid: [")
+    whole = wanted_of(file_store)
+    assert whole["small"].untold is None
+    assert whole["torn"].untold is not None
+    assert whole["torn"].untold.startswith("grid torn: what it needs cannot be told: ")
     file_store.delete("datasets/pictures/index.json")
-    with pytest.raises(DataError, match="grid small: what it needs cannot be told: data set 'pictures'") as caught:
-        wanted_of(file_store)
-    assert "`grid gc --forget small` counts the grid as gone" in str(caught.value.hint)
+    told = wanted_of(file_store)["small"].untold
+    assert told is not None
+    assert told.startswith("grid small: what it needs cannot be told: data set 'pictures'")
+    assert told.endswith("or `grid gc --forget small` counts the grid as gone")
+
+
+def test_a_decision_over_other_rows_is_told_with_how_to_reopen_it(
+    file_store: FileStore, small: Grid, facts: Facts
+) -> None:
+    adopt(small, file_store, facts)
+    record_all(file_store, small, facts, "lr=0.1")
+    file_store.put("grids/small/grid.yaml", small.text().replace("0.1", "0.2").encode())
+    told = wanted_of(file_store)["small"].untold
+    assert told is not None
+    assert "decision of stage 'lr': saw 'lr=0.1'" in told
+    assert told.endswith("; `grid reopen small lr` sets it aside, or `grid gc --forget small` counts the grid as gone")
 
 
 def test_a_grid_is_found_as_it_was_adopted(file_store: FileStore, small: Grid, facts: Facts) -> None:

@@ -291,6 +291,29 @@ def put_failure(store: FileStore, run: str, **changes: object) -> None:
     )
 
 
+def test_status_and_logs_show_the_last_words_of_a_run_without_a_log(imported: Path) -> None:
+    store, runs = store_of(imported), planned_runs()
+    words = [f"line {number}" for number in range(8)]
+    put_failure(store, runs[0], exit_code=137, reason="crashed", message="ended by SIGKILL", log_tail=words)
+    put_failure(store, runs[2], log_tail=["epoch 1 of 1"])
+    status = answer("status", "tiny.yaml")
+    assert isinstance(status, dict)
+    first, untouched = status["stages"][0]["experiments"][0]["runs"]
+    assert first["failure"]["log_tail"] == words
+    assert untouched["failure"] is None
+    shown = call("status", "tiny.yaml").stdout.splitlines()
+    assert [line.strip() for line in shown if "line " in line] == words[3:]
+    assert not [line for line in shown if "epoch 1 of 1" in line]  # the trainer itself said why
+    printed = call("logs", runs[0])
+    assert printed.stdout.splitlines() == words
+    assert "it left no log" in printed.stderr
+    put_failure(store, runs[1], hint="a smaller learning rate may help")
+    assert call("logs", runs[1]).stdout.splitlines() == [
+        "diverged: not finite",
+        "hint: a smaller learning rate may help",
+    ]
+
+
 def test_status_fits_the_terminal_and_says_what_to_do(imported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     store, runs = store_of(imported), planned_runs()
@@ -508,19 +531,31 @@ def test_gc_shows_first_and_removes_only_when_told_to(imported: Path) -> None:
     assert [entry.key for entry in store.list("runs/")] == [f"runs/{wanted}/spec.yaml"]
 
 
-def test_gc_removes_nothing_while_a_grid_cannot_be_read(imported: Path) -> None:
+def test_gc_removes_no_run_while_a_grid_cannot_be_read_and_goes_on_with_what_is_of_nobody(imported: Path) -> None:
     store = store_of(imported)
     store.put("grids/torn/grid.yaml", b"grid: [")
     store.put("runs/alexnet-000000000000/spec.yaml", b"seed: 0\n")
-    call("gc", "--delete", expected=64)
+    store.put("datasets/shades/shard-train-0.tar", b"of an import that never ended")
+    make_old(imported / "store")
+    told = call("gc", "--delete", "--datasets")
+    assert "shards shades: of an import that was replaced or never ended" in told.stdout
+    assert "removed 1 thing" in told.stdout
     assert store.get("runs/alexnet-000000000000/spec.yaml")
+    assert store.get("datasets/shades/index.json")
     call("gc", "--delete", "--forget", "torn")
     assert list(store.list("grids/")) + list(store.list("runs/")) == []
 
 
 def test_gc_says_how_to_get_past_a_grid_that_cannot_be_read(imported: Path) -> None:
     store_of(imported).put("grids/torn/grid.yaml", b"grid: [")
-    assert "`grid gc --forget torn` counts the grid as gone" in call("gc", expected=64).stderr
+    told = call("gc")
+    said = " ".join(told.stderr.split())
+    assert "warning: grid torn: what it needs cannot be told: " in said
+    assert "`grid gc --forget torn` counts the grid as gone; until then all runs and data sets stay" in said
+    assert told.stdout == "nothing to remove: grids may want all there is\n"
+    answered = answer("gc")
+    assert isinstance(answered, dict)
+    assert list(answered["untold_grids"]) == ["torn"]
     assert "torn" in call("list").stdout
 
 
@@ -670,6 +705,25 @@ def test_an_import_s_progress_is_redrawn_on_a_terminal_only(is_terminal: bool, e
     out = Terminal(is_terminal)
     progress = ImportProgress(out)  # type: ignore[arg-type]
     progress("import", 10, 10, 5)
+    progress.close()
+    assert out.text == expected
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"),
+    [(True, "\rlooking for images: 2,000 files so far\n"), (False, "looking for images: 2,000 files so far\n")],
+    ids=["terminal", "file"],
+)
+def test_a_long_look_for_images_is_told_and_a_short_one_is_not(
+    is_terminal: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, moments = Terminal(is_terminal), iter((100.0, 100.1, 106.0))
+    monkeypatch.setattr("controller.commands.data.time.monotonic", lambda: next(moments))
+    progress = ImportProgress(out)  # type: ignore[arg-type]
+    progress("list", 1, None, 0)
+    progress("list", 20, None, 0)
+    assert out.text == ""
+    progress("list", 2000, None, 0)
     progress.close()
     assert out.text == expected
 

@@ -784,3 +784,24 @@ def test_a_kubeconfig_in_two_files_is_one(
     with open_cluster() as cluster:
         cluster.get(JOBS, "a")
     assert server.requests[0].headers["authorization"] == "Bearer secret"
+
+
+def test_a_server_that_was_away_may_forbid_for_a_moment(
+    server: ScriptedServer, connect: Callable[..., Cluster]
+) -> None:
+    forbidden = refusal(403, "Forbidden", 'User "a" cannot get resource "jobs" in API group "batch"')
+    server.script = [BREAK, forbidden, Reply(body=JOB)]
+    cluster = connect()
+    assert cluster.get(JOBS, "a") == JOB
+    assert cluster.retries["starting"] == 1
+
+
+def test_what_is_forbidden_by_a_server_that_was_there_is_told_at_once(
+    server: ScriptedServer, connect: Callable[..., Cluster]
+) -> None:
+    server.script = [Reply(body=JOB), refusal(403, "Forbidden", 'User "a" cannot get resource "jobs"')]
+    cluster = connect()
+    cluster.get(JOBS, "a")
+    with pytest.raises(Forbidden):
+        cluster.get(JOBS, "a")
+    assert not cluster.retries

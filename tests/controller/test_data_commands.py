@@ -55,6 +55,21 @@ def test_mended_shards_are_counted_with_a_hint_at_the_runs_that_failed(folder: P
     assert json.loads(grid("import", "shades", "shades", "--json").stdout)["outcome"] == "unchanged"
 
 
+def test_grids_over_a_data_set_that_is_replaced_by_another_are_named(folder: Path) -> None:
+    grid("import", "shades", "shades")
+    store = FileStore(folder / "store")
+    for name, data_set in (("dusk", "shades"), ("dawn", "shades"), ("birds", "birds")):
+        text = f"base: {{data: {{name: {data_set}}}, model: {{architecture: alexnet}}}}\nstages: [{{name: one}}]\n"
+        store.put(f"grids/{name}/grid.yaml", f"grid: {name}\n{text}".encode())
+    store.put("grids/torn/grid.yaml", b"grid: [")
+    assert "grids name" not in grid("import", "shades", "shades", "--replace").stderr
+    (folder / "shades" / "light" / "0.png").unlink()
+    again = grid("import", "shades", "shades", "--replace")
+    assert "data set shades: replaced: 19 images" in again.stdout
+    told = "note: 2 grids name the data set that this replaced: dawn, dusk; their runs are new ones now: "
+    assert told in in_a_line(again.stderr)
+
+
 def test_a_damaged_index_hides_no_other_data_set(folder: Path) -> None:
     grid("import", "shades", "shades")
     FileStore(folder / "store").put("datasets/broken/index.json", b"{}")

@@ -104,6 +104,38 @@ def test_shards_that_an_index_does_not_name_are_found() -> None:
     assert keys_of(find_unwanted(named, wanted(data_sets=["cats"]), NOW)) == ["datasets/cats/old.tar"]
 
 
+def test_while_the_needs_of_a_grid_are_not_known_only_what_is_certainly_of_nobody_is_found() -> None:
+    keys = ["datasets/birds/index.json", "datasets/birds/old.tar", "grids/a/grid.yaml", "runs/a/blobs/2-y", *OF_A]
+    held = Contents(
+        contents(keys).objects, {"a": frozenset({"runs/a/blobs/1-x"})}, {"birds": frozenset({"datasets/birds/new.tar"})}
+    )
+    wants = {"b": Wants(frozenset(), frozenset(), "grid b: what it needs cannot be told")}
+    found = find_unwanted(held, wants, NOW, data_sets=True)
+    assert [(item.kind, item.name, item.keys) for item in found] == [
+        ("shards", "birds", ("datasets/birds/old.tar",)),
+        ("grid", "a", ("grids/a/grid.yaml",)),
+        ("blobs", "a", ("runs/a/blobs/2-y",)),
+    ]
+
+
+def test_blobs_are_read_up_of_every_run_while_the_needs_of_a_grid_are_not_known(file_store: FileStore) -> None:
+    for key in ("runs/a/blobs/1-x", "runs/a/blobs/2-y"):
+        file_store.put(key, b"tensor")
+    file_store.put("runs/a/checkpoint.json", checkpoint("runs/a/blobs/1-x"))
+    aged(file_store)
+    wants = {"b": Wants(frozenset(), frozenset(), "grid b: what it needs cannot be told")}
+    found = find_unwanted(read_contents(file_store, wants), wants, time.time())
+    assert keys_of(found) == ["runs/a/blobs/2-y"]
+
+
+def test_what_a_grid_whose_needs_are_not_known_may_want_by_now_stays(file_store: FileStore) -> None:
+    items = [*unwanted_data(file_store)[:1], *unwanted_run(file_store)]
+    assert [item.kind for item in items] == ["data set", "run"]
+    file_store.put("grids/torn/grid.yaml", b"grid: [")
+    assert remove(file_store, items).wanted == items
+    assert remove(file_store, items, forget=["torn"]).removed == items
+
+
 def test_a_forgotten_grid_goes_with_its_decisions() -> None:
     held = contents(["grids/a/decisions/lr.json", "grids/a/grid.yaml", "grids/b/grid.yaml"])
     [item] = find_unwanted(held, wanted(grid="b"), NOW)

@@ -344,7 +344,17 @@ def test_order_of_keys_spelling_and_defaults_change_no_digest() -> None:
         ("[1, 2]", "[1, 3, 4]", "stage one: loses row lr=2"),
         ("[1, 2]", "[1, 3, 4]", "stage one: gains rows lr=3, lr=4"),
         ("[1, 2]", "[2, 1]", "stage one: rows in another order"),
-        ("because: so}\n  -", "because: else}\n  -", "stage one: keep: "),
+        ("because: so}\n  -", "because: else}\n  -", "stage one: keep.because: 'so' becomes 'else'"),
+        (
+            "{this: {name: lr=1}, because: so}\n  -",
+            "{best: validation_loss}\n  -",
+            "keep.this.name: 'lr=1' becomes nothing",
+        ),
+        (
+            "{this: {name: lr=1}, because: so}\n  -",
+            "{best: validation_loss}\n  -",
+            "keep.best: nothing becomes 'validation_loss'",
+        ),
         ("name: t", "name: u", "stage t: removed"),
         ("name: t", "name: u", "stage u: added"),
         ("    vary", "    on_failed: ignore\n    vary", "stage one: on_failed: 'stop' becomes 'ignore'"),
@@ -356,6 +366,19 @@ def test_changes_are_told_in_words(old: str, new: str, told: str) -> None:
     changes = describe_changes(parse(text), parse(text.replace(old, new)))
 
     assert any(told in line for line in changes), changes
+
+
+def test_a_pinned_row_that_changes_is_told_by_its_values() -> None:
+    pins = "keep: {this: {optimizer.lr: 0.01}, because: the best of three seeds over all the rows that there were}\n"
+    test = "  - name: t\n    test: {these: [{stage: one, this: {optimizer.lr: 0.01}}], because: so}\n"
+    text = f"{ONE}    vary: {{optimizer.lr: [0.01, 0.1]}}\n    set: {{epochs: 3}}\n    {pins}{test}"
+    other = text.replace("lr: 0.01", "lr: 0.1").replace("epochs: 3", "epochs: 4")
+
+    assert describe_changes(parse(text), parse(other)) == [
+        "stage one: set.epochs: 3 becomes 4",
+        "stage one: keep.this.optimizer.lr: 0.01 becomes 0.1",
+        "stage t: test.these[0].this.optimizer.lr: 0.01 becomes 0.1",
+    ]
 
 
 def test_a_point_whose_values_change_is_told() -> None:

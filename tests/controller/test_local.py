@@ -20,8 +20,8 @@ from grids import TEXT, runs_of
 from pictures import import_pictures
 
 from controller import local
-from controller.archive import checkpoint_sequence, gather_facts, hold_run, read_held
-from controller.attempts import MAX_TRIES, crash_failure, numbers_missing, show_exit, unrecorded_failure
+from controller.archive import checkpoint_sequence, gather_facts, hold_run, read_held, record_failure
+from controller.attempts import MAX_TRIES, crash_failure, end_text, numbers_missing, show_exit, unrecorded_failure
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_results
 from controller.live import GridProgress, RunProgress, View, Word
@@ -192,6 +192,26 @@ def test_a_failure_says_whether_training_or_the_test_failed(is_test: bool, durin
     assert {(each.during, each.final) for each in found} == {(during, True)}
     assert [each.reason for each in found] == ["crashed", "data", "data", "result-missing"]
     assert [each.message for each in found[1:3]] == ["no such image", "ended with exit code 65"]
+
+
+RECORDED = Failure(run="a-1", attempt="0003-x", exit_code=69, reason="store", message="no space left", final=False)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "recorded", "tail", "told"),
+    [
+        pytest.param(69, RECORDED, ["other"], "store: no space left", id="as-the-trainer-recorded-it"),
+        pytest.param(69, None, ["begins", "no space left", "hint: free some", ""], "no space left", id="as-it-said"),
+        pytest.param(69, None, [], "ended with exit code 69", id="without-a-word"),
+        pytest.param(137, None, ["epoch 1 of 3"], "ended by SIGKILL", id="killed-amid-its-work"),
+    ],
+)
+def test_an_attempt_to_be_repeated_says_why_it_ended(
+    exit_code: int, recorded: Failure | None, tail: list[str], told: str
+) -> None:
+    text = end_text(exit_code, recorded, tail)
+    assert text.endswith(told)
+    assert len(text) <= len(f"{show_exit(exit_code)}: {told}")
 
 
 def test_an_exit_is_told_in_words() -> None:
@@ -532,6 +552,75 @@ def test_a_run_that_another_process_holds_is_waited_for(pictures: FileStore) -> 
     assert not shown[0].running
     assert view.words()[:2] == ["waits", "start"]
     assert one_result(pictures).attempts == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_in_another_process_is_told_as_failed(pictures: FileStore) -> None:
+    run = next(iter(expand(small(ONE_RUN), {}, _facts(pictures)).runs()))
+    lock = run_lock(pictures, run)
+    assert lock.acquire()
+
+    def fail(progress: GridProgress) -> None:
+        if progress.elsewhere and not read_failures(pictures, [run]):
+            record_failure(pictures, crash_failure(Work(run, False), None, 137, None, []))
+            lock.release()
+
+    view = Watcher(fail)
+    outcome = train(pictures, ONE_RUN, view)
+    assert outcome.exit_code == ExitCode.TRAINING
+    assert outcome.told == {run}
+    assert view.words() == ["waits", "failed"]
+    assert view.said[1][1].startswith("lr/lr=0.05 (trained elsewhere): crashed: ended by SIGKILL")
+
+
+DIES = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+DIES_ONCE = """
+import os, pathlib, signal
+first = pathlib.Path(__file__).with_name("first")
+if not first.exists():
+    first.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+raise ImportError("failed to map segment")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "num_again", "told"),
+    [
+        pytest.param("raise ImportError('failed to map segment')", 0, "failed to map segment", id="not-loadable"),
+        pytest.param(DIES_ONCE, 1, "failed to map segment", id="killed-once"),
+        pytest.param(DIES, 1, "ended from outside", id="killed-each-time"),
+    ],
+)
+def test_a_machine_that_cannot_load_torch_ends_the_command_and_fails_no_run(
+    pictures: FileStore, tmp_path: Path, source: str, num_again: int, told: str
+) -> None:
+    broken = tmp_path / "broken" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(source)
+    (tmp_path / "small.yaml").write_text(ONE_RUN)
+    ended = subprocess.run(
+        [sys.executable, "-c", "from controller.cli import main; main()", "run", tmp_path / "small.yaml"],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(broken.parent), *filter(None, sys.path)]),
+            "GRID_STORE": pictures.uri,
+            "COLUMNS": "400",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.DEVICE, ended.stderr
+    (error,) = re.findall(r"^error: (.*)$", ended.stderr, re.MULTILINE)
+    assert error.startswith("torch: got ")
+    assert told in error
+    assert "hint: is there memory enough?" in ended.stderr
+    assert len(re.findall("^again ", ended.stderr, re.MULTILINE)) == num_again
+    assert "Traceback" not in ended.stderr
+    assert not read_failures(pictures)
 
 
 @pytest.mark.slow

@@ -68,6 +68,21 @@ def test_a_child_that_does_not_answer_leaves_sizes_unknown(
     assert read_sizes(store, [SHAPE]).unknown[SHAPE.key].startswith(why)
 
 
+def test_what_is_measured_is_told_before_by_name(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def child(*_command: object, **_settings: object) -> None:
+        told.append("measured")
+        raise OSError("no child")
+
+    monkeypatch.setattr(subprocess, "run", child)
+    store.put(SHAPE.key, SIZE.model_dump_json().encode())
+    read_sizes(store, [SHAPE], told.append)
+    assert told == []
+    read_sizes(store, [SHAPE, OTHER, OTHER.model_copy(update={"crop": 64})], told.append)
+    assert told == ["measuring networks:no_such_network, once: the store keeps what is found", "measured"]
+
+
 def test_too_many_networks_are_not_measured_at_once(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "MAX_SHAPES", 0)
 

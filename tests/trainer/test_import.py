@@ -142,7 +142,7 @@ def test_a_shard_header_is_the_one_that_tarfile_writes() -> None:
 def test_progress_counts_every_image(tmp_path: Path, store: FileStore) -> None:
     told: list[tuple[str, int, int | None, int]] = []
     imported(tmp_path / "tree", ANIMALS, store, progress=lambda *step: told.append(step))
-    assert [step[1] for step in told] == list(range(1, 34))
+    assert [step[1] for step in told if step[0] == "import"] == list(range(1, 34))
     assert told[-1] == ("import", 33, 33, sum(map(len, ANIMALS.values())))
 
 
@@ -456,13 +456,50 @@ def test_what_is_no_ordinary_file_is_told_and_never_opened(
     assert (index.num_images(), len(index.skipped)) == (33, 1)
 
 
-def test_links_to_images_are_followed(tmp_path: Path, store: FileStore) -> None:
+def test_links_to_images_are_followed_inside_the_source(tmp_path: Path, store: FileStore) -> None:
     write_tree(tmp_path / "all", ANIMALS)
-    (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "ant").symlink_to(tmp_path / "all" / "ant")
-    (tmp_path / "some" / "bee").mkdir()
-    (tmp_path / "some" / "bee" / "1.png").symlink_to(tmp_path / "all" / "Bee" / "01.png")
-    assert import_dataset(tmp_path / "some", "animals", store).index.num_images() == 11
+    (tmp_path / "all" / "eel").symlink_to("ant")
+    (tmp_path / "all" / "fox").mkdir()
+    (tmp_path / "all" / "fox" / "1.png").symlink_to(tmp_path / "all" / "Bee" / "01.png")
+    (tmp_path / "link").symlink_to("all")
+    index = import_dataset(tmp_path / "link", "animals", store).index
+    found = [path for path in index.images.path if path.startswith(("eel/", "fox/"))]
+    ants = [path for path in ANIMALS if path.startswith("ant/")]
+    assert sorted(found) == sorted([*(path.replace("ant/", "eel/") for path in ants), "fox/1.png"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["../../other/ant", "../../other/ant/01.png", "/", "../.."],
+    ids=["a folder", "a file", "the whole machine", "a folder that holds the source"],
+)
+def test_links_out_of_the_source_are_told_by_path_and_not_followed(
+    target: str, tmp_path: Path, store: FileStore
+) -> None:
+    write_tree(tmp_path / "tree", ANIMALS)
+    write_tree(tmp_path / "other", {"ant/01.png": encoded(1)})
+    (tmp_path / "tree" / "ant" / "out").symlink_to(target)
+    with pytest.raises(DataError, match=rf"cannot import: ant/out: a link that leads out of {tmp_path / 'tree'}\n"):
+        import_dataset(tmp_path / "tree", "animals", store)
+    index = import_dataset(tmp_path / "tree", "animals", store, on_bad="skip").index
+    assert (index.num_images(), index.skipped) == (
+        len(ANIMALS),
+        (("ant/out", f"a link that leads out of {tmp_path / 'tree'}"),),
+    )
+
+
+def test_the_files_of_a_folder_are_counted_while_it_is_listed(tmp_path: Path, store: FileStore) -> None:
+    write_tree(tmp_path / "tree", ANIMALS)
+    told: list[tuple[str, int]] = []
+
+    def progress(step: str, done: int, total: int | None, num_bytes: int) -> None:
+        told.append((step, done))
+
+    import_dataset(tmp_path / "tree", "animals", store, progress=progress)
+    listed = [done for step, done in told if step == "list"]
+    assert listed == sorted(listed)
+    assert listed[-1] == len(ANIMALS)
+    assert told[: len(listed)] == [("list", done) for done in listed]
 
 
 # Names and copies
