@@ -172,7 +172,7 @@ def test_a_failed_import_leaves_the_shards_that_an_index_names(tmp_path: Path, s
         store.delete(first.shard_key(shard))
 
     def interrupt(step: str, done: int, total: int | None, num_bytes: int) -> None:
-        if done == 33:
+        if step != "list" and done == 33:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
