@@ -279,6 +279,11 @@ class Report:
         self.left = other.left
         self.refused = other.refused
 
+    def raise_refusal(self) -> None:
+        """Raise what the cluster refused, where it refused something that no waiting will change."""
+        if self.refused:
+            raise self.refused[0][1]
+
 
 class Passes:
     """Acts on grids of one namespace. To be used by one thread, with a mirror that has started.

@@ -136,12 +136,6 @@ def _act_or_look_on(passes: Passes, name: str, acting: Acting, before: Mapping[W
     return report
 
 
-def _raise_refusal(report: Report) -> None:
-    """Raise what the cluster refused, where it refused something that no waiting will change."""
-    if report.refused:
-        raise report.refused[0][1]
-
-
 @click.command()
 @grid_options
 @choice_options
@@ -191,7 +185,7 @@ def submit(
         before = passes.mirror.snapshot().jobs
         other = _hand_over(found, settings, passes, acting)
         report = _act_or_look_on(passes, found.name, acting, before)
-    _raise_refusal(report)
+    report.raise_refusal()
     _tell_submitted(found, settings, report, choice, passes, other, as_json=as_json)
 
 
@@ -357,7 +351,7 @@ def _want(
             report = settle(passes)
             if intent == "cancelled":
                 _forget(found, passes)
-    _raise_refusal(report)
+    report.raise_refusal()
     return _Wanted(found, intent, report, passes, other)
 
 
@@ -533,7 +527,7 @@ def _retry_on_cluster(
         before = passes.mirror.snapshot().jobs
         _hand_over(grid, settings, passes, acting)
         report = _act_or_look_on(passes, grid.name, acting, before)
-    _raise_refusal(report)
+    report.raise_refusal()
     return cleared, report, other
 
 

@@ -176,8 +176,7 @@ def _act(
             for other in _lead(leads, passes, grids):
                 view.say("note", f"{other} acts on it: within half a minute it goes on")
         report = settle(passes)
-    if report.refused:
-        raise report.refused[0][1]
+    report.raise_refusal()
     return report
 
 

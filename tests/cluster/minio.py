@@ -8,41 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from k8s.kind.cluster import make_bucket
 from k8s.kind.settings import S3_BUCKET, S3_KEY, S3_SECRET
 
 from .apiserver import FOLLOWING_ITS_PARENT, programs
-
-
-@dataclass(frozen=True)
-class Minio:
-    """A server that runs, with a bucket in it."""
-
-    endpoint: str
-    bucket: str = S3_BUCKET
-    access_key: str = S3_KEY
-    secret_key: str = S3_SECRET
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to reach the server and nothing else."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+from .real import S3
 
 
 @contextmanager
-def minio_server(folder: Path) -> Iterator[Minio]:
-    """A server over `folder`, which keeps what is in it."""
+def minio_server(folder: Path) -> Iterator[S3]:
+    """A server over `folder`, which keeps what is in it, with a bucket."""
     folder.mkdir(parents=True, exist_ok=True)
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -61,7 +38,8 @@ def minio_server(folder: Path) -> Iterator[Minio]:
         subprocess.Popen(line, env=environment, stdout=log, stderr=log) as process,
     ):
         try:
-            make_bucket(f"http://{address}", S3_BUCKET)
-            yield Minio(f"http://{address}")
+            endpoint = f"http://{address}"
+            make_bucket(endpoint, S3_BUCKET)
+            yield S3(endpoint, endpoint, S3_BUCKET, S3_KEY, S3_SECRET)
         finally:
             process.kill()
