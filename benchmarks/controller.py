@@ -24,10 +24,11 @@ from benchmarks.figures import Row, Target, divided, in_turn, timed
 from benchmarks.grids import in_fresh_process
 from benchmarks.place import Place
 from benchmarks.wide import NAMESPACE, Jobs, Wide, lacking_store, s3_store, wide_grid
+from controller.acted import ActedGrid
 from controller.cluster import open_cluster
 from controller.live import PlainView
 from controller.mirror import Mirror
-from controller.passes import ActedGrid, Passes
+from controller.passes import Passes
 from tests.cluster.apiserver import api_server, missing
 
 LIST_JOBS = "one paged LIST of the Jobs: raw JSON over a kept-alive connection"

@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from controller.acted import ActedGrid, submitted
 from controller.archive import gather_facts, stored_grid
 from controller.cluster import open_cluster
 from controller.live import PlainView
 from controller.mirror import Mirror
-from controller.passes import ActedGrid, Passes, submitted
+from controller.passes import Passes
 from controller.search import wanted
 from trainer.store import open_store
 

@@ -14,12 +14,12 @@ from typing import Any
 from benchmarks.bare import BareApi, Request
 from benchmarks.grids import grid_text, result
 from benchmarks.place import Place, write_photographs
+from controller.acted import job_template
 from controller.archive import gather_facts, write_settings
 from controller.grid import Grid, parse_grid
 from controller.jobs import CONTAINER
 from controller.knowledge import runs_with_results
 from controller.observe import take_up
-from controller.passes import job_template
 from controller.search import Expansion, Facts, Run, expand, wanted
 from controller.settings import parse_settings
 from controller.standing import Choice, Work

@@ -126,6 +126,10 @@ class Observation:
         """Whether its numbers are there."""
         return work.run in (self.tests if work.is_test else self.results)
 
+    def running(self) -> dict[str, PodView]:
+        """The pods that run, by run."""
+        return {pod.work.run: pod for pods in self.pods.values() for pod in pods if pod.phase == "Running"}
+
     def failure(self, work: Work) -> Failure | None:
         """Its final failure."""
         failure = self.failures.get(work.run)

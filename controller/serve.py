@@ -17,12 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from controller.acted import ActedGrid
 from controller.archive import gather_facts, stored_grid
 from controller.cluster import CONFIG_MAPS, ApiRetry, Cluster, ClusterError, Unreachable
 from controller.election import DURATION_SECONDS, RENEW_SECONDS, Leadership, new_identity
 from controller.health import Answer, Link, Log, Rounds
+from controller.loops import GATHER_SECONDS, PASS_SECONDS, STORE_AGAIN_SECONDS
 from controller.mirror import Mirror
-from controller.passes import GATHER_SECONDS, PASS_SECONDS, STORE_AGAIN_SECONDS, ActedGrid, Passes
+from controller.passes import Passes
 from controller.registry import GridEntry, Registry
 from controller.search import wanted
 from controller.who_acts import STORE_ANNOTATION

@@ -86,8 +86,9 @@ def _joined(
     patience_seconds: float = WORKING_SECONDS,
 ) -> Iterator[tuple[Passes, Acting]]:
     """What acts on the grid once the cluster has answered, and who may: without `acts` it does whoever else acts."""
+    from controller.acted import ActedGrid
     from controller.mirror import Mirror
-    from controller.passes import ActedGrid, Passes
+    from controller.passes import Passes
     from controller.who_acts import Acting
 
     with (
@@ -121,7 +122,8 @@ def _hand_over(grid: Grid, settings: Settings, passes: Passes, acting: Acting, *
 
 def _act_or_look_on(passes: Passes, name: str, acting: Acting, before: Mapping[Work, JobView]) -> Report:
     """What came of the grid's Jobs by this process, or since `before` by the `grid serve` that acts on it."""
-    from controller.passes import Report, look_on, settle
+    from controller.loops import look_on, settle
+    from controller.passes import Report
 
     if not acting.is_served:
         report = settle(passes)
@@ -166,10 +168,10 @@ def submit(
       grid submit demo --settings lab.yaml --setting parallelism=4
       grid submit demo --only '*lr=0.01*' --json
     """
+    from controller.acted import job_template
     from controller.archive import write_settings
     from controller.live import open_view
     from controller.observe import adoption_text, take_up
-    from controller.passes import job_template
 
     found = named_grid(grid, sets, seeds, new_name)
     store = the_store()
@@ -273,7 +275,7 @@ def watch(asked: Asked) -> None:
 def _watched(grid: Grid, store: Store, settings: Settings, context: str | None, choice: Choice) -> Passes:
     """What went on with the grid, until it is done."""
     from controller.live import open_view
-    from controller.passes import watch as go_on
+    from controller.loops import watch as go_on
     from trainer.store import STORE_PATIENCE_SECONDS as PATIENCE
 
     facts = grid_facts(grid, store)
@@ -295,8 +297,8 @@ def _settings(grid: Grid, store: Store, settings_name: str | None, assignments: 
 
     Raises SpecError where it was not.
     """
+    from controller.acted import submitted
     from controller.archive import write_settings
-    from controller.passes import submitted
 
     submitted(store, grid.name)
     settings = settings_of(grid.name, store, settings_name, assignments)
@@ -328,7 +330,7 @@ def _want(
     """Say in the store what is wanted of the grid, and make it so on the cluster."""
     from controller.archive import set_intent
     from controller.live import open_view
-    from controller.passes import settle
+    from controller.loops import settle
 
     store = the_store()
     found = stored_or_named_grid(given, store)
@@ -358,7 +360,7 @@ def _want(
 def _forget(grid: Grid, passes: Passes) -> None:
     """Take the grid's ConfigMap away, once its Jobs are gone: as long as one is there, a `grid serve` cares for it."""
     from controller.cluster import Forbidden
-    from controller.passes import look_on
+    from controller.loops import look_on
     from controller.registry import remove_grid
 
     look_on(passes, lambda: not passes.labelled(grid.name), seconds=GONE_SECONDS)
@@ -511,7 +513,7 @@ def _retry_on_cluster(
 ) -> tuple[dict[str, Failure], Report, str | None]:
     from controller.live import open_view
     from controller.local import retry as clear
-    from controller.passes import look_on, settle
+    from controller.loops import look_on, settle
 
     facts = grid_facts(grid, store)
     with open_view() as view, _joined(grid, facts, store, settings, context, view) as (passes, acting):
@@ -680,8 +682,8 @@ def render(
       grid render demo --settings kind
       grid render demo --settings gpu --setting image=registry.lab/experiment-grid:0.1.0 -o jobs.yaml
     """
+    from controller.acted import job_template
     from controller.manifest import to_yaml
-    from controller.passes import job_template
     from controller.settings import read_settings
     from trainer.failure import SpecError
 

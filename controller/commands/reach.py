@@ -159,9 +159,9 @@ def told_by_cluster(
     grid: Grid, store: Store, standing: Status, settings: Settings, cluster: Cluster
 ) -> Mapping[str, str]:
     """How each unfinished run stands in Kubernetes' words, beside what the store says of who trains it elsewhere."""
+    from controller.acted import grid_view, observation
     from controller.archive import read_intent
     from controller.mirror import Mirror
-    from controller.passes import grid_view, observation
     from controller.reconcile import told
     from controller.standing import Work
 

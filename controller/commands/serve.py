@@ -18,8 +18,8 @@ from controller.commands.surface import store_option, store_uri
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from controller.acted import ActedGrid
     from controller.cluster import ApiRetry, Cluster
-    from controller.passes import ActedGrid
     from trainer.stop import StopSignal
 
 GARBAGE_THRESHOLD = 50_000  # objects; a process that lives for weeks cannot leave its garbage lying, as commands do

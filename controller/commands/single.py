@@ -157,9 +157,11 @@ def _act(
     held: Held | None,
 ) -> Report:
     """Do on the cluster what is now wanted of the run, and leave all else; what that came to."""
+    from controller.acted import ActedGrid
     from controller.live import open_view
+    from controller.loops import settle
     from controller.mirror import Mirror
-    from controller.passes import ActedGrid, Passes, settle
+    from controller.passes import Passes
 
     acted = [ActedGrid(grid, store, grid_facts(grid, store), settings=settings) for grid, settings in grids]
     queues = any(settings.queue is not None for _, settings in grids)

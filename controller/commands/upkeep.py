@@ -290,8 +290,8 @@ def _cluster_checks(template: JobTemplate, options: ClusterOptions) -> Iterator[
 
 def _template(grid: Grid | None, settings: Settings) -> JobTemplate:
     """What makes the Jobs; of a grid whose plan cannot be made now, with what any would ask for. Raises SpecError."""
+    from controller.acted import job_template
     from controller.manifest import JobTemplate
-    from controller.passes import job_template
     from controller.search import expand
     from trainer.failure import GridError
 

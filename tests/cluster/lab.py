@@ -14,14 +14,16 @@ from typing import Any
 from results import numerics, result
 
 from cluster.apiserver import ApiServer
+from controller.acted import ActedGrid
 from controller.archive import gather_facts, write_settings
 from controller.cluster import JOBS, PODS, Cluster, Object, ObjectAbsent, ObjectChanged, open_cluster
 from controller.grid import parse_grid
 from controller.jobs import PodView, pod_view
 from controller.live import PlainView
+from controller.loops import settle, watch
 from controller.mirror import Mirror
 from controller.observe import take_up
-from controller.passes import ActedGrid, Passes, settle, watch
+from controller.passes import Passes
 from controller.search import wanted
 from controller.settings import parse_settings
 from controller.standing import Choice, Work

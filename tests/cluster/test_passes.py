@@ -24,8 +24,9 @@ from controller.jobs import FAILURE_ANNOTATION
 from controller.knowledge import read_decisions, read_failures
 from controller.live import PlainView
 from controller.local import retry
+from controller.loops import settle
 from controller.mirror import Mirror
-from controller.passes import Passes, settle
+from controller.passes import Passes
 from controller.standing import Choice, Work
 from controller.who_acts import Acting
 from trainer.failure import ExitCode

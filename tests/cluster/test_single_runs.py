@@ -16,7 +16,7 @@ from controller.archive import read_held
 from controller.cli import main
 from controller.cluster import EVENTS, Object
 from controller.jobs import KEPT_ANNOTATION, RESUMED_ANNOTATION, TRANSITION_ANNOTATION
-from controller.passes import settle, watch
+from controller.loops import settle, watch
 from controller.standing import Choice, Work
 from trainer.failure import ExitCode
 from trainer.lease import LeaseRecord, lease_key

@@ -9,11 +9,11 @@ import pytest
 from pictures import import_pictures
 from results import result
 
+from controller.acted import ActedGrid
 from controller.archive import gather_facts, write_settings
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions
 from controller.observe import take_up
-from controller.passes import ActedGrid
 from controller.search import Decision, expand, wanted
 from controller.settings import parse_settings
 from controller.standing import Choice

@@ -1,0 +1,94 @@
+"""How far the runs at work on a cluster are, by the metrics that they leave in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Literal
+
+from controller.acted import ActedGrid
+from controller.jobs import PodView
+from controller.knowledge import read_metrics
+from controller.live import GridProgress, RunProgress
+from controller.reconcile import Observation
+from controller.standing import Work
+from trainer.failure import DataError, StoreError
+from trainer.result import EpochMetrics
+from trainer.store import Store
+
+LOOK_SECONDS = 10.0  # between two looks at the metrics of the runs at work
+FEW_RUNNING = 16  # runs at work, up to which that is little to read
+MANY_TIMES = 6  # as long between two looks where they are more
+
+
+class RunningMetrics:
+    """The metrics of the runs at work, read now and then; they stay those of the last look."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: dict[str, list[EpochMetrics]] = {}  # by run
+        self._look_at = 0.0  # by the monotonic clock
+
+    def look(self, runs: Collection[str]) -> None:
+        """Read the metrics of these, if it is time for that, and forget those of all others."""
+        self._rows = {run: rows for run, rows in self._rows.items() if run in runs}
+        now = time.monotonic()
+        if now < self._look_at or not runs:
+            return
+        self._look_at = now + LOOK_SECONDS * (1 if len(runs) <= FEW_RUNNING else MANY_TIMES)
+        for run in runs:
+            with suppress(StoreError, DataError):  # what is shown is not worth an end
+                self._rows[run] = read_metrics(self._store, run)
+
+    def annotations(self) -> dict[str, dict[str, str]]:
+        """What to show of them on their Jobs, by run: epoch, best validation accuracy (0..1), images per second."""
+        return {
+            run: {
+                "epoch": str(rows[-1].epoch),
+                "validation_accuracy": f"{max(row.validation_accuracy for row in rows):.4f}",
+                "images_per_second": f"{rows[-1].images_per_second:.1f}",
+            }
+            for run, rows in self._rows.items()
+            if rows
+        }
+
+    def grid_progress(
+        self, name: str, acted: ActedGrid, work: Collection[Work], seen: Observation | None
+    ) -> GridProgress:
+        """How far this part of the grid is."""
+        known = acted.sight.known
+        num_done = sum(map(known.is_done, work))
+        num_failed = sum(map(known.is_failed, work))
+        pods = {pod.work: pod for of_work in (seen.pods.values() if seen else ()) for pod in of_work}
+        at_work = [(w, pods[w]) for w in work if w in pods and pods[w].phase == "Running" and not known.is_done(w)]
+        return GridProgress(
+            grid=name,
+            num_done=num_done,
+            num_waiting=max(0, len(work) - num_done - num_failed - len(at_work)),
+            num_failed=num_failed,
+            running=tuple(self._run_progress(acted, work, pod) for work, pod in at_work),
+            later_stages=tuple(stage.name for stage in acted.sight.expansion.stages if stage.waiting),
+        )
+
+    def _run_progress(self, acted: ActedGrid, work: Work, pod: PodView) -> RunProgress:
+        rows = self._rows.get(work.run, [])
+        newest = rows[-1] if rows else None
+        doing: Literal["testing", "training", "starting"] = "training" if rows else "starting"
+        return RunProgress(
+            label=acted.sight.label(work),
+            doing="stopping" if pod.is_deleting else "testing" if work.is_test else doing,
+            num_epochs=acted.sight.runs[work.run].hyperparameters.epochs,
+            epochs_done=newest.epoch if newest else 0,
+            train_loss=newest.train_loss if newest else None,
+            train_accuracy=newest.train_accuracy if newest else None,
+            validation_loss=newest.validation_loss if newest else None,
+            validation_accuracy=newest.validation_accuracy if newest else None,
+            images_per_second=newest.images_per_second if newest else None,
+        )
+
+
+def training_runs(seen: Observation) -> set[str]:
+    """The runs that are trained right now, and that a grid wants."""
+    at_work = [pod.work for pods in seen.pods.values() for pod in pods if pod.phase == "Running"]
+    return {work.run for work in at_work if not work.is_test and any(work in g.wants for g in seen.grids.values())}
