@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controller.commands.reach import cluster_options
+from controller.commands.reach import Reach, cluster_options
 from controller.commands.surface import choice_options, grid_argument, json_option, store_option
 
 
@@ -18,9 +18,7 @@ class Asked:
     grid: str
     stages: tuple[str, ...]
     only: str | None
-    settings_name: str | None
-    assignments: tuple[str, ...]
-    context: str | None
+    reach: Reach
     as_json: bool
 
 

@@ -10,9 +10,12 @@ import click
 from click.shell_completion import get_completion_class
 
 from controller import interrupts
-from controller.commands.cluster import cancel, logs, pause, render, resume, retry, submit, watch
+from controller.commands.cluster import retry, submit, watch
 from controller.commands.data import data
 from controller.commands.grids import list_grids, plan, show
+from controller.commands.intents import cancel, pause, resume
+from controller.commands.logs import logs
+from controller.commands.render import render
 from controller.commands.runs import reopen, run, status, table
 from controller.commands.serve import serve
 from controller.commands.surface import store_option

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from controller.settings import Settings
     from trainer.store import Store
 
-F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_SETTINGS = "kind"
 
 
@@ -33,8 +33,46 @@ def _complete_settings(_ctx: click.Context, _option: click.Parameter, incomplete
     return [*names, CompletionItem(incomplete, type="file")]
 
 
-def settings_options(function: F) -> F:
-    """Add --settings and --setting: which cluster, and how its pods are made."""
+context_option = click.option(
+    "--context", metavar="NAME", help="The kubeconfig's context to use. Default: its current one."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a command line says of a cluster: --settings, --setting and --context."""
+
+    settings_name: str | None
+    assignments: tuple[str, ...]
+    context: str | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it says anything: then there must be a cluster."""
+        return bool(self.settings_name or self.assignments or self.context)
+
+
+def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --settings and --setting, how pods are made, handed on as `reach`."""
+    return _settings_options(_with_reach(function))
+
+
+def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --settings, --setting and --context, which cluster a command is about, handed on as `reach`."""
+    return _settings_options(context_option(_with_reach(function)))
+
+
+def _with_reach(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def gathered(
+        settings_name: str | None, assignments: tuple[str, ...], context: str | None = None, **others: Any
+    ) -> Any:
+        return function(reach=Reach(settings_name, assignments, context), **others)
+
+    return gathered
+
+
+def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--setting",
         "assignments",
@@ -53,35 +91,21 @@ def settings_options(function: F) -> F:
     )(function)
 
 
-context_option = click.option(
-    "--context", metavar="NAME", help="The kubeconfig's context to use. Default: its current one."
-)
-
-
-def cluster_options(function: F) -> F:
-    """Add --settings, --setting and --context: which cluster a command is about."""
-    return settings_options(context_option(function))
-
-
-def settings_of(
-    grid: str, store: Store, settings_name: str | None, assignments: tuple[str, ...] = ()
-) -> Settings | None:
+def settings_of(grid: str, store: Store, reach: Reach) -> Settings | None:
     """The settings that a command line means: those it names, else those of the grid's submission, if there was one."""
     from controller.archive import stored_settings
     from controller.settings import read_settings
 
-    if settings_name is not None:
-        return read_settings(settings_name, assignments)
-    return stored_settings(store, grid, assignments)
+    if reach.settings_name is not None:
+        return read_settings(reach.settings_name, reach.assignments)
+    return stored_settings(store, grid, reach.assignments)
 
 
-def submitted_settings(
-    grid: str, store: Store, settings_name: str | None, assignments: tuple[str, ...] = ()
-) -> Settings:
+def submitted_settings(grid: str, store: Store, reach: Reach) -> Settings:
     """The settings that a command line means, the default ones where a grid was not submitted yet."""
     from controller.settings import read_settings
 
-    return settings_of(grid, store, settings_name, assignments) or read_settings(DEFAULT_SETTINGS, assignments)
+    return settings_of(grid, store, reach) or read_settings(DEFAULT_SETTINGS, reach.assignments)
 
 
 def submission_of(grid: Grid, store: Store, settings: Settings) -> Submission:

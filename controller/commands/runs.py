@@ -185,10 +185,10 @@ def status(asked: Asked) -> None:
     choice_of(found, asked.only, asked.stages)  # an unknown stage is told before the store is read
     standing = standing_of(found, store)
     choice = choice_of(found, asked.only, asked.stages, standing.expansion)
-    settings = settings_of(found.name, store, asked.settings_name, asked.assignments)
+    settings = settings_of(found.name, store, asked.reach)
     if settings is not None:
-        is_asked = asked.settings_name is not None
-        standing = seen_on_cluster(found, store, standing, settings, asked.context, is_asked=is_asked)
+        is_asked = asked.reach.settings_name is not None
+        standing = seen_on_cluster(found, store, standing, settings, asked.reach.context, is_asked=is_asked)
     shown = status_json(found, standing, choice)
     if asked.as_json:
         print_json(shown)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
-from controller.commands.reach import DEFAULT_SETTINGS, cluster_options, open_namespace, settings_of
+from controller.commands.reach import DEFAULT_SETTINGS, Reach, cluster_options, open_namespace, settings_of
 from controller.commands.surface import (
     READING_SECONDS,
     complete_grid,
@@ -152,20 +152,6 @@ def _gc_json(found: list[Unwanted], done: Removal, num_swept: int, delete: bool)
     }
 
 
-class ClusterOptions(NamedTuple):
-    """What a command line says of the cluster that `doctor` is to look at."""
-
-    settings_name: str | None
-    assignments: tuple[str, ...]
-    context: str | None
-    probes: bool
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether it says anything: then there must be a cluster."""
-        return bool(self.settings_name or self.assignments or self.context)
-
-
 @click.command()
 @click.argument("grid", metavar="[GRID]", required=False, shell_complete=complete_grid)
 @store_option
@@ -180,9 +166,7 @@ class ClusterOptions(NamedTuple):
 @json_option
 def doctor(
     grid: str | None,
-    settings_name: str | None,
-    assignments: tuple[str, ...],
-    context: str | None,
+    reach: Reach,
     probes: bool,
     as_json: bool,
 ) -> None:
@@ -200,7 +184,7 @@ def doctor(
     from controller.doctor import as_json as plain_values
 
     checks = []
-    for check in _checks(grid, ClusterOptions(settings_name, assignments, context, probes)):
+    for check in _checks(grid, reach, probes=probes):
         checks.append(check)
         if not as_json:
             _tell(check)
@@ -213,7 +197,7 @@ def doctor(
         raise SystemExit(1)
 
 
-def _checks(given: str | None, options: ClusterOptions) -> Iterator[Check]:
+def _checks(given: str | None, reach: Reach, *, probes: bool) -> Iterator[Check]:
     from controller import doctor
     from controller.search import wanted
     from trainer.failure import GridError
@@ -228,11 +212,11 @@ def _checks(given: str | None, options: ClusterOptions) -> Iterator[Check]:
         except GridError as error:
             yield doctor.Check("grid", "wrong", error.message, error.hint)
     try:
-        settings = _cluster_settings(grid.name if grid else given, options)
+        settings = _cluster_settings(grid.name if grid else given, reach)
     except GridError as error:
         yield doctor.Check("settings", "wrong", error.message, error.hint)
     yield from doctor.check_machine()
-    if not options.is_asked and settings is None:  # else this machine is not where runs are trained
+    if not reach.is_asked and settings is None:  # else this machine is not where runs are trained
         yield from doctor.check_torch()
         yield from doctor.guarded("cache", doctor.check_cache)
     yield from _store_checks(needs)
@@ -243,7 +227,7 @@ def _checks(given: str | None, options: ClusterOptions) -> Iterator[Check]:
     except GridError as error:
         yield doctor.Check("settings", "wrong", error.message, error.hint)
         return
-    yield from doctor.guarded("cluster", lambda: _cluster_checks(template, options))
+    yield from doctor.guarded("cluster", lambda: _cluster_checks(template, reach.context, probes=probes))
 
 
 def _store_checks(needs: Needs | None) -> Iterator[Check]:
@@ -264,28 +248,28 @@ def _store_checks(needs: Needs | None) -> Iterator[Check]:
     yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights))
 
 
-def _cluster_settings(grid: str | None, options: ClusterOptions) -> Settings | None:
+def _cluster_settings(grid: str | None, reach: Reach) -> Settings | None:
     """The settings of the cluster that is meant; none where no cluster is. Raises SpecError."""
     from controller.settings import read_settings
     from trainer.failure import StoreError
 
-    if options.settings_name is not None or (grid is None and options.is_asked):
-        return read_settings(options.settings_name or DEFAULT_SETTINGS, options.assignments)
+    if reach.settings_name is not None or (grid is None and reach.is_asked):
+        return read_settings(reach.settings_name or DEFAULT_SETTINGS, reach.assignments)
     if grid is None:
         return None
     try:
-        stored = settings_of(grid, the_store(patience_seconds=READING_SECONDS), None, options.assignments)
+        stored = settings_of(grid, the_store(patience_seconds=READING_SECONDS), reach)
     except StoreError:  # which is told where the store is looked at
         stored = None
-    return stored or (read_settings(DEFAULT_SETTINGS, options.assignments) if options.is_asked else None)
+    return stored or (read_settings(DEFAULT_SETTINGS, reach.assignments) if reach.is_asked else None)
 
 
-def _cluster_checks(template: JobTemplate, options: ClusterOptions) -> Iterator[Check]:
+def _cluster_checks(template: JobTemplate, context: str | None, *, probes: bool) -> Iterator[Check]:
     from controller.readiness import check_cluster
 
     namespace = template.settings.namespace
-    with open_namespace(namespace, options.context, patience_seconds=READING_SECONDS) as cluster:
-        yield from check_cluster(cluster, template, probes=options.probes, tell=note)
+    with open_namespace(namespace, context, patience_seconds=READING_SECONDS) as cluster:
+        yield from check_cluster(cluster, template, probes=probes, tell=note)
 
 
 def _template(grid: Grid | None, settings: Settings) -> JobTemplate:
