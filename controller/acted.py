@@ -113,6 +113,7 @@ class ActedGrid:
         self._view: GridView | None = None
         self._viewed = self.sight.expansion, self.sight.known.held  # what the view is of
         self._template: JobTemplate | None = None
+        self._template_of = self.sight.expansion
 
     def relist(self, tell: Callable[[Decision], None]) -> bool:
         """Look at all that the store says; whether grid, intent or settings are others than before."""
@@ -169,7 +170,8 @@ class ActedGrid:
 
     def template(self) -> JobTemplate:
         """What makes its Jobs. Raises SpecError where pods could not reach the store by these settings."""
-        if self._template is None:
+        if self._template is None or self._template_of is not self.sight.expansion:  # a new stage may need more
+            self._template_of = self.sight.expansion
             self._template = job_template(self.grid, self.sight.expansion, self.facts, self.store, self.settings)
         return self._template
 

@@ -174,7 +174,7 @@ def changes(action: Action) -> dict[str, Any] | None:
     """The JSON merge patch that `action` is, but for its conditions; none where it is no patch of a Job."""
     match action:
         case Resume():
-            return {"spec": {"suspend": False}}
+            return _annotated({TRANSITION_ANNOTATION: "started"}) | {"spec": {"suspend": False}}
         case Suspend(why=why):
             return _annotated({TRANSITION_ANNOTATION: f"suspended: {why}"}) | {"spec": {"suspend": True}}
         case Relabel(add=add, remove=remove):

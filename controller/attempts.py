@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -55,40 +55,38 @@ def end_text(exit_code: int, recorded: Failure | None, tail: Sequence[str]) -> s
     return f"{show_exit(exit_code)}: {said[-1]}" if said and exit_code < 128 else show_exit(exit_code)
 
 
-def given_up(failure: Failure, tries: int) -> Failure:
+def given_up(failure: Failure, tries: int, now: datetime) -> Failure:
     """`failure`, made final because `tries` attempts brought no newer checkpoint; the last end speaks for all."""
     times = f"{tries} attempts brought no newer checkpoint"
-    return failure.model_copy(
-        update={"final": True, "message": f"{failure.message} ({times})", "time": datetime.now(UTC)}
-    )
+    return failure.model_copy(update={"final": True, "message": f"{failure.message} ({times})", "time": now})
 
 
 # On this machine
 
 
 def crash_failure(
-    work: Work, attempt: str | None, exit_code: int, recorded: Failure | None, tail: list[str]
+    work: Work, attempt: str | None, exit_code: int, recorded: Failure | None, tail: list[str], now: datetime
 ) -> Failure:
     """The final failure of work that ended MAX_TRIES times without a newer checkpoint."""
     if recorded is not None:
-        return given_up(recorded, MAX_TRIES)
+        return given_up(recorded, MAX_TRIES, now)
     hint = "`grid retry` tries again; the last lines of its output are in this failure"
     if exit_code == SIGKILL:
         hint = "killed: out of memory? Run fewer at once (--parallel), or set a smaller batch_size"
     message = f"{show_exit(exit_code)}; {MAX_TRIES} attempts brought no newer checkpoint"
-    return _failure(work, exit_code, "crashed", message, hint, tail, attempt)
+    return _failure(now, work, exit_code, "crashed", message, hint, tail, attempt)
 
 
-def unrecorded_failure(work: Work, attempt: str | None, exit_code: int, tail: list[str]) -> Failure:
+def unrecorded_failure(work: Work, attempt: str | None, exit_code: int, tail: list[str], now: datetime) -> Failure:
     """The final failure of work whose trainer said that it failed for good, and could not write why."""
     message = tail[-1] if tail else show_exit(exit_code)
-    return _failure(work, exit_code, ExitCode(exit_code).name.lower(), message, None, tail, attempt)
+    return _failure(now, work, exit_code, ExitCode(exit_code).name.lower(), message, None, tail, attempt)
 
 
-def numbers_missing(work: Work, tail: list[str]) -> Failure:
+def numbers_missing(work: Work, tail: list[str], now: datetime) -> Failure:
     """The final failure of work that ended well, and whose numbers are not in the store."""
     hint = "`grid retry` tries again; the last lines of its output are in this failure"
-    return _failure(work, ExitCode.OK, "result-missing", "ended with exit code 0 and left no result", hint, tail)
+    return _failure(now, work, ExitCode.OK, "result-missing", "ended with exit code 0 and left no result", hint, tail)
 
 
 # In pods
@@ -175,7 +173,9 @@ def pending_problem(pod: PodView) -> str | None:
     return "configuration" if pod.waiting_reason in CONFIGURATION_REASONS else None
 
 
-def failure_of_pod(work: Work, job: JobView, pod: PodView | None, *, last_peak: int | None = None) -> Failure:
+def failure_of_pod(
+    work: Work, job: JobView, pod: PodView | None, now: datetime, *, last_peak: int | None = None
+) -> Failure:
     """The final failure that the end of `pod`, the job's last, or its wait comes to; none where no pod is left.
 
     What the trainer left in its termination message outweighs Kubernetes' own words. `last_peak` is the largest
@@ -185,27 +185,28 @@ def failure_of_pod(work: Work, job: JobView, pod: PodView | None, *, last_peak: 
         exit_code = NOT_STARTED if pod is None or pod.exit_code is None else pod.exit_code
         hint = "the setting for the Job's deadline is too short for this run; `grid retry` goes on from its checkpoint"
         message = job.failed_message or "it was active for longer than its deadline"
-        return _failure(work, exit_code, "deadline", message, hint)
+        return _failure(now, work, exit_code, "deadline", message, hint)
     if pod is None:
         message = f"its pods are gone; {_kubernetes_says(job.failed_reason, job.failed_message)}"
-        return _failure(work, NOT_STARTED, "lost", message, "`grid retry` tries again")
+        return _failure(now, work, NOT_STARTED, "lost", message, "`grid retry` tries again")
     if (told := _trainers_own(work, pod)) is not None:
         return told
     if (problem := pending_problem(pod)) is not None:
-        return _pending_failure(work, pod, problem)
+        return _pending_failure(work, pod, problem, now)
     if pod.exit_code is None:
         message = _kubernetes_says(pod.reason or job.failed_reason, pod.message or job.failed_message)
         if pod.reason == "Evicted":
             hint = "it went beyond a limit: the settings for memory and scratch space say what a pod may use"
-            return _failure(work, NOT_STARTED, "evicted", message, hint)
-        return _failure(work, NOT_STARTED, "lost", message, "`grid retry` tries again")
-    return _exit_failure(work, pod, pod.exit_code, last_peak)
+            return _failure(now, work, NOT_STARTED, "evicted", message, hint)
+        return _failure(now, work, NOT_STARTED, "lost", message, "`grid retry` tries again")
+    return _exit_failure(work, pod, pod.exit_code, last_peak, now)
 
 
-def result_missing(work: Work) -> Failure:
+def result_missing(work: Work, now: datetime) -> Failure:
     """The final failure of a run whose Job is complete, and whose numbers are not in the store."""
     key = f"{'tests' if work.is_test else 'results'}/{work.run}.json"
     return _failure(
+        now,
         work,
         ExitCode.OK,
         "result-missing",
@@ -224,33 +225,33 @@ def _trainers_own(work: Work, pod: PodView) -> Failure | None:
     return told.model_copy(update={"final": True}) if told.run == work.run else None
 
 
-def _pending_failure(work: Work, pod: PodView, problem: str) -> Failure:
+def _pending_failure(work: Work, pod: PodView, problem: str, now: datetime) -> Failure:
     hints = {
         "image": "the settings name the image and its pull secret; then `grid retry`",
         "configuration": "a secret, a volume or a command that the pod names is missing; then `grid retry`",
     }
     message = _kubernetes_says(pod.waiting_reason, pod.waiting_message)
-    return _failure(work, NOT_STARTED, problem, message, hints[problem])
+    return _failure(now, work, NOT_STARTED, problem, message, hints[problem])
 
 
-def _exit_failure(work: Work, pod: PodView, exit_code: int, last_peak: int | None) -> Failure:
+def _exit_failure(work: Work, pod: PodView, exit_code: int, last_peak: int | None, now: datetime) -> Failure:
     tail = [plain(line) for line in (pod.termination_message or "").splitlines()][-LOG_TAIL_LINES:]
     if pod.exit_reason == "OOMKilled":
         limit = f"its limit is {pod.memory_limit}" if pod.memory_limit else "it has no limit of its own"
         peak = f", the last peak it reported {bytes_text(last_peak)}" if last_peak else ", no peak of it is known"
         hint = "give its pods more memory in the settings, or set a smaller batch_size"
-        return _failure(work, exit_code, "out-of-memory", f"killed for its memory: {limit}{peak}", hint, tail)
+        return _failure(now, work, exit_code, "out-of-memory", f"killed for its memory: {limit}{peak}", hint, tail)
     if pod.exit_reason in START_ERRORS:
         message = _kubernetes_says(pod.exit_reason, pod.termination_message)
         hint = "the image lacks what the pod's command names, or the node what its container needs"
-        return _failure(work, exit_code, "configuration", message, hint)
+        return _failure(now, work, exit_code, "configuration", message, hint)
     hint = f"`grid logs {work.run}` shows its last lines; `grid retry` tries again"
     if exit_code in FINAL_EXITS:
         message = f"{show_exit(exit_code)} and left no message"
-        return _failure(work, exit_code, ExitCode(exit_code).name.lower(), message, hint, tail)
+        return _failure(now, work, exit_code, ExitCode(exit_code).name.lower(), message, hint, tail)
     if exit_code == SIGKILL:
         hint = "killed from outside: memory of the node, or a grace period too short for a checkpoint?"
-    return _failure(work, exit_code, "crashed", show_exit(exit_code), hint, tail)
+    return _failure(now, work, exit_code, "crashed", show_exit(exit_code), hint, tail)
 
 
 def _kubernetes_says(reason: str | None, message: str | None) -> str:
@@ -259,6 +260,7 @@ def _kubernetes_says(reason: str | None, message: str | None) -> str:
 
 
 def _failure(
+    now: datetime,
     work: Work,
     exit_code: int,
     reason: str,
@@ -277,4 +279,5 @@ def _failure(
         during=work.during,
         final=True,
         log_tail=list(tail),
+        time=now,
     )

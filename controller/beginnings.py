@@ -11,7 +11,7 @@ from controller.archive import checkpoint_head
 from controller.jobs import PodView
 from controller.knowledge import read_leases
 from controller.reconcile import Resumption
-from trainer.failure import DataError, StoreError
+from trainer.failure import DataError
 from trainer.result import Provenance, parse_record
 from trainer.store import NotFound, Store
 
@@ -36,7 +36,7 @@ class Beginnings:
         for uid, pod in pods.items():
             if uid not in self._known and self._look_at.get(uid, 0.0) <= now:
                 self._look_at[uid] = now + LOOK_AGAIN_SECONDS
-                with suppress(StoreError, DataError):  # what is told is not worth an end
+                with suppress(DataError):  # what is told is not worth an end
                     self._ask(pod)
 
     def resumed(self, pod: PodView) -> Resumption | None:

@@ -53,7 +53,7 @@ class SeenLease:
     def note(self, lease: Object | None) -> None:
         """Take in how the Lease was found; the very object that was seen before stays where nothing has changed."""
         before = self.lease
-        if lease is None or before is None or _version(lease) != _version(before):
+        if lease is None or before is None or version_of(lease) != version_of(before):
             self.lease, self.since = lease, time.monotonic()
 
     @property
@@ -270,8 +270,9 @@ def new_identity() -> str:
     return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
-def _version(lease: Object) -> str:
-    return str(lease["metadata"]["resourceVersion"])
+def version_of(lease: Object) -> int:
+    """Which version of the Lease it is: a later one is larger, as etcd counts them."""
+    return int(lease["metadata"]["resourceVersion"])
 
 
 def _holder(lease: Object, *, is_alive: bool) -> Holder:

@@ -89,14 +89,12 @@ class JobView:
     is_suspended: bool
     is_deleting: bool
     num_active: int  # pods pending or running
-    num_failed: int  # pods that failed, as the Job counts them against its backoffLimit
     complete_since: datetime | None
     failed_since: datetime | None
     failed_reason: str | None  # the Failed condition's: PodFailurePolicy, BackoffLimitExceeded, DeadlineExceeded
     failed_message: str | None
     queue: str | None  # Kueue's local queue: then Kueue alone writes `suspend`
     tries: str | None  # the annotation's text
-    last_transition: str | None
     progress: Mapping[str, str] = field(default_factory=dict)  # by the keys of PROGRESS_ANNOTATIONS
     ttl_seconds: int | None = None  # None: stays until someone deletes it
     failure: str | None = None  # the annotation's text: the store has, or had, a final failure of this very Job
@@ -116,7 +114,6 @@ class PodView:
     name: str
     uid: str
     work: Work
-    job: str | None  # the Job that owns it
     phase: str  # Pending, Running, Succeeded, Failed, Unknown
     is_deleting: bool
     created: datetime
@@ -135,6 +132,7 @@ class PodView:
     job_uid: str | None = None  # of the Job that owns it: one made anew has the same name and another uid
     scheduled: datetime | None = None  # when it got its node
     memory_limit: str | None = None  # of the container, as the API writes it: 4Gi
+    gone_by: datetime | None = None  # while it is being deleted: the end of its grace period
 
     @property
     def is_terminal(self) -> bool:
@@ -193,14 +191,12 @@ def job_view(job: Mapping[str, Any]) -> JobView | None:
         is_suspended=bool(spec.get("suspend")),
         is_deleting="deletionTimestamp" in metadata,
         num_active=status.get("active") or 0,
-        num_failed=status.get("failed") or 0,
         complete_since=read_time(complete["lastTransitionTime"]) if complete else None,
         failed_since=read_time(failed["lastTransitionTime"]) if failed else None,
         failed_reason=failed.get("reason") if failed else None,
         failed_message=failed.get("message") if failed else None,
         queue=labels.get(QUEUE_LABEL),
         tries=annotations.get(TRIES_ANNOTATION),
-        last_transition=annotations.get(TRANSITION_ANNOTATION),
         progress={name: annotations[key] for name, key in PROGRESS_ANNOTATIONS.items() if key in annotations},
         ttl_seconds=spec.get("ttlSecondsAfterFinished"),
         failure=annotations.get(FAILURE_ANNOTATION),
@@ -227,7 +223,6 @@ def pod_view(pod: Mapping[str, Any]) -> PodView | None:
         name=metadata["name"],
         uid=metadata["uid"],
         work=work,
-        job=owner.get("name"),
         phase=status.get("phase", "Pending"),
         is_deleting="deletionTimestamp" in metadata,
         created=read_time(metadata["creationTimestamp"]),
@@ -250,6 +245,7 @@ def pod_view(pod: Mapping[str, Any]) -> PodView | None:
         job_uid=owner.get("uid"),
         scheduled=read_time(scheduled["lastTransitionTime"]) if scheduled.get("status") == "True" else None,
         memory_limit=limits.get("memory"),
+        gone_by=read_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
     )
 
 

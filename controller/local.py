@@ -521,7 +521,7 @@ class Session:
                     self.store_error = StoreError(told, hint=hint)
                     self.stop("the store failed")
                     return
-                failure = crash_failure(work, attempt, exit_code, recorded, worker.tail())
+                failure = crash_failure(work, attempt, exit_code, recorded, worker.tail(), datetime.now(UTC))
                 record_failure(self.store, failure)
                 self._say_failed(worker.label, failure)
         self.backoffs[work] = backoff
@@ -537,7 +537,7 @@ class Session:
         if known.is_done(work):
             self.view.say("done", f"{worker.label}: {numbers_text(work, known)}")
         else:  # an image under the same contract may be wrong; nothing in this repository does so
-            failure = numbers_missing(work, worker.tail())
+            failure = numbers_missing(work, worker.tail(), datetime.now(UTC))
             record_failure(self.store, failure)
             self._say_failed(worker.label, failure)
 
@@ -545,7 +545,9 @@ class Session:
         run = worker.work.run
         failure = read_failures(self.store, [run]).get(run)
         if failure is None:  # the trainer could not write it
-            failure = unrecorded_failure(worker.work, self._keep_output(worker), exit_code, worker.tail())
+            failure = unrecorded_failure(
+                worker.work, self._keep_output(worker), exit_code, worker.tail(), datetime.now(UTC)
+            )
             record_failure(self.store, failure)
         self._say_failed(worker.label, failure)
 

@@ -70,11 +70,12 @@ class Footprint:
 
     memory_bytes: int | None = None  # the largest resident set of like runs on a CPU
     scratch_bytes: int | None = None  # decoded images
+    is_partial: bool = False  # some of the runs are like none that was measured
 
     @staticmethod
     def of(planned: PlannedResources) -> Footprint:
         """What a plan worked out."""
-        return Footprint(planned.peak_memory_bytes, planned.cache_bytes)
+        return Footprint(planned.peak_memory_bytes, planned.cache_bytes, bool(planned.unmeasured))
 
 
 class JobTemplate:
@@ -299,7 +300,8 @@ class JobTemplate:
             return _bytes_text(UNKNOWN_GPU_MEMORY)  # what runs on a GPU report is the GPU's
         if self.footprint.memory_bytes is None:
             return _bytes_text(UNKNOWN_MEMORY)
-        return _bytes_text(max(LEAST_MEMORY, self.footprint.memory_bytes * 5 // 4))
+        least = UNKNOWN_MEMORY if self.footprint.is_partial else LEAST_MEMORY
+        return _bytes_text(max(least, self.footprint.memory_bytes * 5 // 4))
 
     def _scratch(self) -> int:
         """Bytes for decoded images."""

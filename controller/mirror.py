@@ -46,6 +46,7 @@ from controller.standing import Work
 
 # A grid's last state is a pod that succeeded for every run: as large a listing as that of the Jobs, and no news in it.
 POD_FIELDS = "status.phase!=Succeeded"
+SHORT_SECONDS = 1.0  # that an answer lasts which is over at once
 LONGEST_PAUSE = 10.0  # seconds between two tries to open a watch that ends at once
 WATCH_SECONDS = (240, 300)  # drawn between: not all at once, where many follow one server
 
@@ -237,10 +238,13 @@ class Mirror:
             if kind.resource == PODS:  # so that they are no older than the Jobs
                 with self._changes:
                     self._changes.wait_for(lambda: JOBS.name in self._seen or self._failure or self._is_closed.is_set())
+            num_short = 0  # listings in a row whose version the server forgot at once
             while not self._is_closed.is_set():
-                before = self._num_came_or_gone
+                before, began = self._num_came_or_gone, time.monotonic()
                 self._replace(kind, self._list(kind), before)
                 self._watch(kind)
+                num_short = num_short + 1 if time.monotonic() - began < SHORT_SECONDS else 0
+                self._pause(num_short)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that asks
             with self._changes:
                 if not self._is_closed.is_set():
@@ -262,9 +266,13 @@ class Mirror:
             if self._is_closed.is_set():
                 return
             self.restarts[name, why] += 1
-            num_short = num_short + 1 if time.monotonic() - began < 1 else 0
-            if num_short > 1:
-                self._is_closed.wait(random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2 ** min(num_short, 10))))
+            num_short = num_short + 1 if time.monotonic() - began < SHORT_SECONDS else 0
+            self._pause(num_short)
+
+    def _pause(self, num_short: int) -> None:
+        """Wait before asking again, where so many answers in a row were over at once; a single one costs nothing."""
+        if num_short > 1:
+            self._is_closed.wait(random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2 ** min(num_short, 10))))
 
     def _open(self, kind: Kind[V]) -> Watch:
         stream = self._cluster.watch(

@@ -56,6 +56,7 @@ from trainer.failure import DataError, GridError, SpecError
 from trainer.store import Store
 
 RELIST_SECONDS = 30.0  # between two looks at all that the store says: intent, failures cleared, results without a Job
+ALL_GRIDS = ""  # which no grid is called
 CREATIONS = 500  # at most in one pass, so that the first Jobs start before the last are made
 
 Effect = Literal["done", "overtaken", "left"]  # of an action; or the error it met
@@ -71,7 +72,7 @@ class Report:
     refused: list[tuple[Action, ClusterError]] = field(default_factory=list)
 
     def add(self, other: Report) -> None:
-        """Count what another pass did as well."""
+        """Count what the next pass did as well; what it left and what was refused is as of that one."""
         self.done += other.done
         self.overtaken += other.overtaken
         self.left = other.left
@@ -86,10 +87,12 @@ class Report:
 class Passes:
     """Acts on grids of one namespace. To be used by one thread, with a mirror that has started.
 
-    `acts` is asked before anything is done: false only looks. `only` narrows what is made anew, to a part of a grid;
-    with `run` nothing is done but what concerns that run.
+    `acts` is asked before anything is done on the cluster: false only looks. (A decision that the store's numbers allow
+    is recorded by whoever sees them first: it is written once, and whoever writes it writes the same.) `only` narrows
+    what is made anew, to a part of a grid; with `run` nothing is done but what concerns that run.
     With `on_fault` a grid that cannot be read any more is dropped and told to it, and the others go on; else that is
-    raised. With `names_grids` what is told of a run begins with its grid's name.
+    raised. With `names_grids` what is told of a run begins with its grid's name. `is_shown` says that `progress` will
+    be asked for.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Passes:
         acts: Callable[[], bool] = lambda: True,
         on_fault: Callable[[str, GridError], None] | None = None,
         names_grids: bool = False,
+        is_shown: bool = True,
     ) -> None:
         self.cluster = cluster
         self.mirror = mirror
@@ -116,10 +120,12 @@ class Passes:
         self.acts = acts
         self.seen: Observation | None = None
         self._on_fault = on_fault
+        self._is_shown = is_shown
         self._relist_at: dict[str, float] = {}  # by grid, by the monotonic clock: when all of it is looked at again
         self._is_new: set[str] = set()  # grids that no pass has looked at yet
         self._unread: set[Work] = set()  # whose Job ended, and whose numbers are not read yet
         self._quota: dict[Work, str] = {}  # why their Jobs themselves were refused
+        self._refused: set[str] = set()  # grids by whose settings the API made no Job when it was last asked
         self._beginnings = Beginnings(store)
         self._metrics = RunningMetrics(store)
         self._teller = Teller(self.grids, view, self._beginnings, names_grids=names_grids)
@@ -225,8 +231,14 @@ class Passes:
         resumed = {
             run: went_on for run, pod in running.items() if (went_on := self._beginnings.resumed(pod)) is not None
         }
-        self._metrics.look(training_runs(seen))
-        seen = replace(seen, quota={**seen.quota, **self._quota}, progress=self._metrics.annotations(), resumed=resumed)
+        self._metrics.look(training_runs(seen, is_shown=self._is_shown))
+        seen = replace(
+            seen,
+            quota={**seen.quota, **self._quota},
+            progress=self._metrics.annotations(),
+            resumed=resumed,
+            refused=set(self._refused),
+        )
         if anew := failed_anew(seen):
             heads = {run: checkpoint_head(self.store, run) for run in anew}
             seen = replace(
@@ -271,7 +283,7 @@ class Passes:
                 groups.setdefault(job_name(_work(action)), []).append(action)
         if not groups:
             return
-        halted: list[ClusterError] = []  # why no further Job can be made now
+        halted: dict[str, ClusterError] = {}  # by grid, and by ALL_GRIDS: why no further Job of it can be made now
         faults: dict[str, GridError] = {}  # by grid: why it cannot be acted on
         for _, outcomes in self.cluster.perform(
             partial(self._do_all, halted), groups.values(), workers=min(len(groups), self.cluster.connections)
@@ -293,7 +305,7 @@ class Passes:
         return [name for name, each in self.grids.items() if action.job.work.run in each.sight.runs]
 
     def _do_all(
-        self, halted: list[ClusterError], actions: Sequence[Action]
+        self, halted: dict[str, ClusterError], actions: Sequence[Action]
     ) -> list[tuple[Action, Effect | ClusterError | SpecError | DataError]]:
         """What came of each; after the first that was not done the others are left for the next pass."""
         outcomes: list[tuple[Action, Effect | ClusterError | SpecError | DataError]] = []
@@ -301,8 +313,8 @@ class Passes:
             if not self.acts():  # no longer
                 outcomes.append((action, "left"))
                 break
-            if isinstance(action, Create) and halted:
-                outcomes.append((action, halted[0]))
+            if isinstance(action, Create) and (why := halted.get(ALL_GRIDS) or halted.get(action.grid)) is not None:
+                outcomes.append((action, why))
                 continue
             outcome: Effect | ClusterError | SpecError | DataError
             try:
@@ -317,7 +329,9 @@ class Passes:
                     raise
                 outcome = error
             if isinstance(action, Create) and isinstance(outcome, ClusterError):
-                halted.append(outcome)  # it would meet the others as well
+                # a quota, or a namespace that ends, meets all grids; a template that is refused, all Jobs made by it
+                of_all = isinstance(outcome, (QuotaExceeded, ObjectAbsent))
+                halted[ALL_GRIDS if of_all else action.grid] = outcome
             outcomes.append((action, outcome))
             if outcome != "done":
                 break
@@ -372,11 +386,14 @@ class Passes:
         elif isinstance(outcome, ClusterError):
             report.refused.append((action, outcome))
             self._teller.refused(action, outcome)
+            if isinstance(action, Create):
+                self._refused.add(action.grid)
         else:
             report.done[type(action).__name__] += 1
             self._teller.taken(action)
             if isinstance(action, Create):
                 self._quota.pop(action.work, None)
+                self._refused.discard(action.grid)
             elif isinstance(action, RecordFailure):
                 self._unread.add(action.job.work)
                 self.mirror.wake(action.job.work)

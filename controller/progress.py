@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from controller.acted import ActedGrid
@@ -13,12 +13,13 @@ from controller.knowledge import read_metrics
 from controller.live import GridProgress, RunProgress
 from controller.reconcile import Observation
 from controller.standing import Work
-from trainer.failure import DataError, StoreError
+from trainer.failure import DataError
 from trainer.result import EpochMetrics
 from trainer.store import Store
 
 LOOK_SECONDS = 10.0  # between two looks at the metrics of the runs at work
 FEW_RUNNING = 16  # runs at work, up to which that is little to read
+READERS = 8  # runs read at once
 MANY_TIMES = 6  # as long between two looks where they are more
 
 
@@ -31,15 +32,22 @@ class RunningMetrics:
         self._look_at = 0.0  # by the monotonic clock
 
     def look(self, runs: Collection[str]) -> None:
-        """Read the metrics of these, if it is time for that, and forget those of all others."""
+        """Read the metrics of these, if it is time for that, and forget those of all others. Raises StoreError."""
         self._rows = {run: rows for run, rows in self._rows.items() if run in runs}
         now = time.monotonic()
         if now < self._look_at or not runs:
             return
         self._look_at = now + LOOK_SECONDS * (1 if len(runs) <= FEW_RUNNING else MANY_TIMES)
-        for run in runs:
-            with suppress(StoreError, DataError):  # what is shown is not worth an end
-                self._rows[run] = read_metrics(self._store, run)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="metrics") as pool:
+            for run, rows in zip(runs, pool.map(self._read, runs), strict=True):
+                if rows is not None:
+                    self._rows[run] = rows
+
+    def _read(self, run: str) -> list[EpochMetrics] | None:
+        try:
+            return read_metrics(self._store, run)
+        except DataError:  # what is shown is not worth an end
+            return None
 
     def annotations(self) -> dict[str, dict[str, str]]:
         """What to show of them on their Jobs, by run: epoch, best validation accuracy (0..1), images per second."""
@@ -88,7 +96,8 @@ class RunningMetrics:
         )
 
 
-def training_runs(seen: Observation) -> set[str]:
-    """The runs that are trained right now, and that a grid wants."""
-    at_work = [pod.work for pods in seen.pods.values() for pod in pods if pod.phase == "Running"]
-    return {work.run for work in at_work if not work.is_test and any(work in g.wants for g in seen.grids.values())}
+def training_runs(seen: Observation, *, is_shown: bool) -> list[str]:
+    """The runs that are trained right now, and whose progress someone sees: on a view, or on their Jobs."""
+    grids = [grid for grid in seen.grids.values() if is_shown or grid.progress_seconds is not None]
+    at_work = {pod.work: None for pods in seen.pods.values() for pod in pods if pod.phase == "Running"}
+    return [work.run for work in at_work if not work.is_test and any(work in grid.wants for grid in grids)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 from controller.actions import (
@@ -56,6 +56,7 @@ from controller.standing import Held, Work, excess_failures, failure_text
 from controller.wording import count_text, plain, seconds_text
 from trainer.failure import FINAL_EXITS, Failure
 
+LATE_SECONDS = 60.0  # after its grace period that a pod may take to be seen to have ended
 RESULT_PATIENCE_SECONDS = 300.0  # between a Job's completion and its numbers in the store
 
 
@@ -121,6 +122,7 @@ class Observation:
     resumed: Mapping[str, Resumption] = field(default_factory=dict)  # by run whose pod went on from a checkpoint
     quota: Mapping[Work, str] = field(default_factory=dict)  # why a pod, or the Job itself, was refused
     workloads: Mapping[Work, WorkloadView] = field(default_factory=dict)
+    refused: Collection[str] = frozenset()  # grids by whose settings the API made no Job when it was last asked
 
     def is_done(self, work: Work) -> bool:
         """Whether its numbers are there."""
@@ -142,7 +144,7 @@ class Claim:
 
     grids: tuple[GridView, ...]  # active or paused, as to this work
     active: tuple[GridView, ...]
-    maker: GridView | None  # the first of those that may start anything new, by whose settings Jobs are made
+    maker: GridView | None  # of those that may start anything new the one by whose settings Jobs are made
     halted: str | None  # why there is none, though some are active
 
     @property
@@ -310,9 +312,9 @@ class _Scene:
         if sequence is None:  # not read from the store yet
             return
         count = tries_after(tries.count, tries.sequence, sequence, len(failed))
-        failure = failure_of_pod(work, job, last, last_peak=seen.peaks.get(work.run))
+        failure = failure_of_pod(work, job, last, seen.now, last_peak=seen.peaks.get(work.run))
         if count >= claim.max_tries:
-            yield RecordFailure(job, given_up(failure, count))
+            yield RecordFailure(job, given_up(failure, count, seen.now))
             yield Delete(job, f"{failure.reason}: {count_text(count, 'attempt')} brought no newer checkpoint")
             return
         noted = Tries(count, sequence, ended_at(last))
@@ -328,9 +330,9 @@ class _Scene:
                 yield Delete(job, "its failure was cleared: to be started again")
             elif job.failed_since is not None:
                 last = last_ended(job, seen.pods.get(work, ()))
-                yield RecordFailure(job, failure_of_pod(work, job, last, last_peak=seen.peaks.get(work.run)))
+                yield RecordFailure(job, failure_of_pod(work, job, last, seen.now))
             elif job.complete_since is not None and _seconds(seen.now, job.complete_since) >= RESULT_PATIENCE_SECONDS:
-                yield RecordFailure(job, result_missing(work))
+                yield RecordFailure(job, result_missing(work, seen.now))
             return
         if failure is not None and job.failure is None:
             yield MarkFailed(job, failure)
@@ -400,7 +402,7 @@ class _Scene:
             if pod.phase != "Pending" or pod.is_deleting or pending_problem(pod) is None:
                 continue
             if _seconds(self.seen.now, pod.scheduled or pod.created) >= claim.pending_seconds:
-                return failure_of_pod(job.work, job, pod)
+                return failure_of_pod(job.work, job, pod, self.seen.now)
         return None
 
     def blocker(self, work: Work, job: JobView | None) -> str | None:
@@ -487,8 +489,8 @@ class _Scene:
                 return f"running on {pod.node}" + (f", epoch {epoch}" if epoch is not None else "")
         if job is not None and job.is_deleting:
             return "deleting its Job" + (f", whose pod {alive[0].name} has not ended" if alive else "")
-        if any(pod.is_deleting for pod in alive):
-            return f"terminating: pod {alive[0].name} saves and ends"
+        if leaving := [pod for pod in alive if pod.is_deleting]:
+            return _told_leaving(leaving[0], seen.now)
         if not claim.active:
             return "paused" if claim.grids else "cancelled"
         if job is None:
@@ -558,7 +560,8 @@ def _claims(seen: Observation) -> dict[Work, Claim]:
         active = (*active, grid) if is_active else active
         key = tuple([(each.name, each in active) for each in grids])
         if key not in shared:
-            maker = next((each for each in active if halted[each.name] is None), None)
+            makers = [each for each in active if halted[each.name] is None]
+            maker = next((each for each in makers if each.name not in seen.refused), makers[0] if makers else None)
             shared[key] = Claim(grids, active, maker, halted[active[0].name] if active and maker is None else None)
         return shared[key]
 
@@ -600,6 +603,16 @@ def _halted(seen: Observation, grid: GridView) -> str | None:
     if not num_failed:
         return None
     return f"held back: {count_text(num_failed, 'run')} of grid {grid.name} failed, max_failed is {grid.max_failed}"
+
+
+def _told_leaving(pod: PodView, now: datetime) -> str:
+    if pod.gone_by is None or _seconds(now, pod.gone_by) < LATE_SECONDS:
+        return f"terminating: pod {pod.name} saves and ends"
+    since = pod.gone_by.astimezone(UTC).strftime("%H:%M")
+    return (
+        f"stuck: pod {pod.name} should have ended by {since} UTC, and node {pod.node} does not say that it has; once "
+        f"that node is surely off: kubectl delete pod {pod.name} --force"
+    )
 
 
 def _told_finished(job: JobView, now: datetime) -> str:

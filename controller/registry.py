@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from controller.cluster import CONFIG_MAPS, LEASES, Cluster, Object, ObjectAbsent, ObjectExists
-from controller.election import SeenLease
+from controller.election import SeenLease, version_of
 from controller.jobs import DOMAIN, GRID_COMPONENT, GRID_SELECTOR, MANAGED_BY, OWN_SELECTOR, standard_labels
 from controller.mirror import Kind
 
@@ -38,7 +38,6 @@ class GridEntry:
     object_name: str
     uid: str
     version: str  # of the ConfigMap: another one means that the store has something new
-    digest: str
     owner: str  # user@machine of the first submission
     stores: tuple[str, ...]  # the URIs of its store: where it was submitted, and in pods where that is another one
     is_leaving: bool  # the ConfigMap is on its way out
@@ -56,7 +55,6 @@ def grid_entry(config_map: Object) -> GridEntry | None:
         object_name=metadata["name"],
         uid=metadata["uid"],
         version=metadata["resourceVersion"],
-        digest=data.get("digest", ""),
         owner=data.get("owner", ""),
         stores=stores,
         is_leaving="deletionTimestamp" in metadata,
@@ -79,13 +77,17 @@ class Submission:
 
     def data(self) -> dict[str, str]:
         """What the ConfigMap says of it."""
-        there = {"store-in-pods": self.store_in_pods} if self.store_in_pods != self.store else {}
-        return {"name": self.name, "digest": self.digest, "store": self.store, **there}
+        return {key: value for key, value in self.changes().items() if value is not None}
+
+    def changes(self) -> dict[str, str | None]:
+        """The merge patch of what a ConfigMap of the grid says of it."""
+        there = self.store_in_pods if self.store_in_pods != self.store else None
+        return {"name": self.name, "digest": self.digest, "store": self.store, "store-in-pods": there}
 
 
 def touch_grid(cluster: Cluster, grid: Submission) -> bool:
     """Say that the store has something new of the grid; whether it stands in the namespace. Raises ClusterError."""
-    changes: Object = {"metadata": {"annotations": _touched()}, "data": grid.data()}
+    changes: Object = {"metadata": {"annotations": _touched()}, "data": grid.changes()}
     try:
         cluster.patch(CONFIG_MAPS, object_name(grid.name), changes)
     except ObjectAbsent:
@@ -173,14 +175,10 @@ class Registry:
                 self._leases.pop(old["metadata"]["name"], None)
                 return
             seen = self._leases.setdefault(new["metadata"]["name"], SeenLease())
-            if seen.lease is None or _version(new) > _version(seen.lease):
+            if seen.lease is None or version_of(new) > version_of(seen.lease):
                 seen.note(new)
 
 
 def _grid_lease(lease: Object) -> Object | None:
     """The Lease, unless it is the namespace's own."""
     return lease if lease["metadata"]["name"] != MANAGED_BY else None
-
-
-def _version(lease: Object) -> int:
-    return int(lease["metadata"]["resourceVersion"])

@@ -150,6 +150,7 @@ class Controller:
                 acts=lambda: leader.is_held and self._stop.reason is None,
                 on_fault=self._cannot_read,
                 names_grids=True,
+                is_shown=False,
             )
             began = time.monotonic()
             self._pass_failed = False

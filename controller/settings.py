@@ -104,8 +104,8 @@ class Requests(Frozen):
     cpu: Cores = Field(default="1", description="processors: 2, 1.5 or 500m. `threads` follows it")
     memory: BytesOrAuto = Field(
         default="auto",
-        description="size such as 4Gi; `auto` takes what like runs needed on a CPU and a quarter more, else 4Gi, or "
-        "8Gi with a GPU",
+        description="size such as 4Gi; `auto` takes what like runs needed on a CPU and a quarter more; at least "
+        "4Gi where some of the grid's runs are like none before, 8Gi with a GPU",
     )
     ephemeral_storage: BytesOrAuto = Field(
         default="auto",

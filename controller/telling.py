@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from controller.acted import ActedGrid
-from controller.actions import Action
+from controller.actions import Action, Create
 from controller.beginnings import Beginnings
 from controller.cluster import ClusterError
 from controller.jobs import PodView, job_name
@@ -38,7 +38,7 @@ class Teller:
         self._waits: dict[Work, str] = {}  # told, by kind
         self._waits_at = float("-inf")  # by the monotonic clock: when they were told last
         self._held: dict[str, str | None] = {}  # by grid
-        self._refusals: set[tuple[type[Action], type[ClusterError]]] = set()
+        self._refusals: set[tuple[str, type[Action], type[ClusterError]]] = set()  # by grid: told
 
     def label(self, work: Work) -> str:
         """The work as people know it."""
@@ -71,7 +71,7 @@ class Teller:
 
     def refused(self, action: Action, error: ClusterError) -> None:
         """Tell that the cluster refused an action; of a thousand Jobs that are refused alike one speaks for all."""
-        kind = type(action), type(error)
+        kind = _grid_of(action), type(action), type(error)
         if kind not in self._refusals:
             self._refusals.add(kind)
             hint = f"\nhint: {error.hint}" if error.hint else ""
@@ -79,7 +79,7 @@ class Teller:
 
     def taken(self, action: Action) -> None:
         """Note that the cluster took such an action: the next refusal of one is news."""
-        self._refusals = {kind for kind in self._refusals if kind[0] is not type(action)}
+        self._refusals = {kind for kind in self._refusals if kind[:2] != (_grid_of(action), type(action))}
 
     def tried_again(self, work: Work, why: str) -> None:
         """Tell that an attempt ended and that another follows."""
@@ -134,3 +134,8 @@ class Teller:
 
     def _of(self, grid: str) -> str:
         return f"{grid}: " if self._names_grids else ""
+
+
+def _grid_of(action: Action) -> str:
+    """The grid by whose settings a Job is made; none for what is done to a Job that stands."""
+    return action.grid if isinstance(action, Create) else ""

@@ -59,7 +59,7 @@ class Acting:
         return self._wait(0)
 
     def other(self) -> str | None:
-        """Who else acts on the grid and lives; none once this process does. Takes up to a Lease's duration."""
+        """Who else acts on the grid and lives; none once this process does. Takes OTHER_SECONDS or a few more."""
         until = time.monotonic() + OTHER_SECONDS
         if self._wait(1):
             return None

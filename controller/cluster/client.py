@@ -5,6 +5,7 @@ What an answer means: https://kubernetes.io/docs/reference/using-api/api-concept
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 import uuid
@@ -42,6 +43,8 @@ from controller.jobs import MANAGED_BY
 
 V = TypeVar("V")
 
+BROKEN_STREAMS = 10  # in a row, each without a new line, after which a log is given up
+LONGEST_PAUSE = 10.0  # seconds between two of them
 PAGE = 500  # objects: what kubectl asks for, and what the server keeps in its cache
 METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 """Asks for a quarter of the answer, which both sides take time for:
@@ -337,6 +340,7 @@ class Cluster(Connection):
         query = {"container": container, "timestamps": "true"}
         query |= {"follow": "true"} if follow else {}
         last, num_last = "", 0  # the time of the last line that was read, and how many lines of that time were read
+        num_broken = 0  # streams in a row that brought no new line
         path, target = PODS.path(self.namespace, pod, "log"), f"log of Pod {pod}"
         while True:
             num_skipped = 0
@@ -349,6 +353,7 @@ class Cluster(Connection):
                             continue
                         num_last = num_last + 1 if stamp == last else 1
                         last, num_skipped = stamp, num_last
+                        num_broken = 0
                         yield text
                 return
             except ObjectAbsent:
@@ -356,8 +361,10 @@ class Cluster(Connection):
                     return
                 raise
             except Unreachable:
-                if not last:
+                num_broken += 1
+                if not last or num_broken > BROKEN_STREAMS:
                     raise
+                self._closed.wait(random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2**num_broken)))
             # Whole seconds are all that it understands; what comes twice by that is skipped above.
             query["sinceTime"] = last[:19] + "Z"
 

@@ -56,7 +56,7 @@ def _pod_lines(
     follow: bool,
 ) -> Iterator[str] | None:
     """The log of the run's newest pod, in whatever namespace its grids were submitted to; none where there is none."""
-    from controller.cluster import ClusterError
+    from controller.cluster import ENDING_ERRORS, ClusterError
 
     for namespace in _namespaces(store, reach):
         opened = open_namespace(namespace, reach.context, patience_seconds=READING_SECONDS)
@@ -66,8 +66,10 @@ def _pod_lines(
         except ClusterError as error:
             if reach.settings_name is not None:
                 raise
-            note(f"pods are not looked for: {error.message}")
-            return None
+            note(f"pods of namespace {namespace} are not looked at: {error.message}")
+            if isinstance(error, ENDING_ERRORS):
+                return None
+            continue
         if pods:
             return _lines_of(cluster, pods[-1], run, follow=follow)
     return None
@@ -126,5 +128,5 @@ def _stored_lines(run: str, store: Store) -> list[str]:
             f"run: got {run!r}, of which there is no pod and no log in {store.uri}, expected the id of a run",
             hint="`grid status GRID --json` shows the ids of its runs",
         )
-    note(f"its pod is gone: this is {max(keys)} in {store.uri}")
+    note(f"no pod of it was seen: this is {max(keys)} in {store.uri}")
     return store.get(max(keys)).decode(errors="replace").splitlines()

@@ -15,6 +15,7 @@ from controller.commands.surface import grid_facts, note, print_json, tell
 from controller.wording import count_text, listed, plain
 
 if TYPE_CHECKING:
+    from controller.cluster import ClusterError
     from controller.grid import Grid
     from controller.passes import Passes, Report
     from controller.search import Facts, Needs
@@ -172,14 +173,22 @@ def _act(
         ExitStack() as leads,
     ):
         passes = Passes(cluster, mirror, store, acted, view, run=run)
-        for grid, settings in grids:  # a `grid serve` that cannot be told looks at the store by itself
-            touch(cluster, submission_of(grid, store, settings), enter=False)
+        refused = [touch(cluster, submission_of(grid, store, settings), enter=False) for grid, settings in grids]
         if held is None:  # what ends a run may be done by anyone, what starts one by who leads alone
             for other in _lead(leads, passes, grids):
-                view.say("note", f"{other} acts on it: within half a minute it goes on")
+                view.say("note", f"{other} acts on it: {_hears(refused)}")
         report = settle(passes)
     report.raise_refusal()
     return report
+
+
+def _hears(refused: Sequence[ClusterError | None]) -> str:
+    """When who acts comes to know of a word in the store, by what refused to tell it."""
+    from controller.serve import REST_SECONDS
+
+    if (why := next(filter(None, refused), None)) is None:
+        return "within half a minute it goes on"
+    return f"it could not be told, and looks at the store within {REST_SECONDS / 60:.0f} minutes: {why.message}"
 
 
 def _lead(leads: ExitStack, passes: Passes, grids: Sequence[tuple[Grid, Settings]]) -> Iterator[str]:

@@ -137,9 +137,10 @@ class Bench:
         """The Jobs of the tests' namespace, by name."""
         return {job["metadata"]["name"]: job for job in self.cluster.get("jobs")["items"]}
 
-    def pods(self, run: str) -> list[dict[str, Any]]:
-        """The run's pods, the oldest first."""
-        found: list[dict[str, Any]] = self.cluster.get("pods", "-l", f"experiment-grid.dev/run={run}")["items"]
+    def pods(self, run: str | None = None) -> list[dict[str, Any]]:
+        """The pods of the run, or of all as one moment has them, the oldest first."""
+        selector = "experiment-grid.dev/run" + (f"={run}" if run is not None else "")
+        found: list[dict[str, Any]] = self.cluster.get("pods", "-l", selector)["items"]
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def epochs(self, run: str) -> int:

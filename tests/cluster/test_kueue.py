@@ -89,7 +89,6 @@ def suspenders(bench: Bench) -> set[str]:
 def test_a_queue_with_room_for_two_trains_five_runs_two_at_a_time(bench: Bench, kueue: str) -> None:
     said = bench.submit(grid_text("five", FIVE_RATES), queue={"name": kueue})
     assert (said["made"], said["started"]) == (5, 0)
-    runs = {each["run"] for each in said["runs"]}
     bench.cluster.until(
         "three that are queued",
         lambda: sum("queued in " in str(reason) for _, reason in bench.states("five").values()) == 3,
@@ -100,7 +99,7 @@ def test_a_queue_with_room_for_two_trains_five_runs_two_at_a_time(bench: Bench, 
 
     def count() -> None:
         while not over.is_set():
-            most.append(sum(not is_ended(pod) for run in runs for pod in bench.pods(run)))
+            most.append(sum(not is_ended(pod) for pod in bench.pods()))
             over.wait(0.5)
 
     counting = threading.Thread(target=count)

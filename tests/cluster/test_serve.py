@@ -246,6 +246,18 @@ def test_a_grid_that_cannot_be_acted_on_is_told_once_and_the_others_go_on(
     assert served.told.count("large: acts on it") == 1
 
 
+def test_a_grid_whose_jobs_the_server_refuses_holds_up_no_other(lab: Lab) -> None:
+    refused = {"spec": {"containers": [{"name": "trainer", "volumeMounts": [{"name": "nowhere", "mountPath": "/n"}]}]}}
+    rates = ", ".join(str(number / 100) for number in range(1, 41))  # more than there are connections
+    stages = f"  - name: lr\n    vary: {{optimizer.lr: [{rates}]}}\n"
+    submit(lab, "a_refused", stages, pod_template_patch=refused)
+    submit(lab, "small", THREE_STAGES)
+    with Kubelet(lab), serving(lab) as served:
+        served.says("nowhere")
+        served.says("small: is over: 5 of 5 pieces of work done")
+    assert all("small" in job.grids for job in lab.jobs().values())
+
+
 def test_a_grid_whose_settings_are_for_elsewhere_is_not_read_again_until_they_change(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +48,8 @@ from trainer.spec import DataSpec, ExperimentSpec, ModelSpec
 from trainer.store import FileStore
 
 MIB = 1 << 20
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 # --- values in, values out
@@ -167,7 +170,7 @@ def test_a_stop_by_someone_else_counts_for_nothing() -> None:
 
 
 def test_a_killed_run_is_suspected_to_need_memory() -> None:
-    failure = crash_failure(Work("a-1", False), None, 137, None, ["last words"])
+    failure = crash_failure(Work("a-1", False), None, 137, None, ["last words"], NOW)
     assert (failure.reason, failure.final, failure.log_tail) == ("crashed", True, ["last words"])
     assert "SIGKILL" in failure.message
     assert "out of memory" in str(failure.hint)
@@ -175,7 +178,7 @@ def test_a_killed_run_is_suspected_to_need_memory() -> None:
 
 def test_what_the_trainer_recorded_is_the_failure() -> None:
     recorded = Failure(run="a-1", attempt="0003-x", exit_code=71, reason="device", message="broken", final=False)
-    failure = crash_failure(Work("a-1", False), "0003-x", 71, recorded, [])
+    failure = crash_failure(Work("a-1", False), "0003-x", 71, recorded, [], NOW)
     assert (failure.reason, failure.exit_code, failure.final) == ("device", 71, True)
     assert failure.message.startswith("broken")
 
@@ -184,10 +187,10 @@ def test_what_the_trainer_recorded_is_the_failure() -> None:
 def test_a_failure_says_whether_training_or_the_test_failed(is_test: bool, during: str) -> None:
     work = Work("a-1", is_test)
     found = [
-        crash_failure(work, None, 137, None, []),
-        unrecorded_failure(work, "0001-x", 65, ["no such image"]),
-        unrecorded_failure(work, None, 65, []),
-        numbers_missing(work, []),
+        crash_failure(work, None, 137, None, [], NOW),
+        unrecorded_failure(work, "0001-x", 65, ["no such image"], NOW),
+        unrecorded_failure(work, None, 65, [], NOW),
+        numbers_missing(work, [], NOW),
     ]
     assert {(each.during, each.final) for each in found} == {(during, True)}
     assert [each.reason for each in found] == ["crashed", "data", "data", "result-missing"]
@@ -562,7 +565,7 @@ def test_a_run_that_fails_in_another_process_is_told_as_failed(pictures: FileSto
 
     def fail(progress: GridProgress) -> None:
         if progress.elsewhere and not read_failures(pictures, [run]):
-            record_failure(pictures, crash_failure(Work(run, False), None, 137, None, []))
+            record_failure(pictures, crash_failure(Work(run, False), None, 137, None, [], NOW))
             lock.release()
 
     view = Watcher(fail)

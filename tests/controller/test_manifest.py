@@ -294,6 +294,8 @@ def test_no_variable_stands_twice_and_the_manifests_own_are_known(name: str) -> 
         pytest.param("", Footprint(), "4Gi", id="nothing known"),
         pytest.param("", Footprint(memory_bytes=1_500 << 20), "1920Mi", id="measured"),
         pytest.param("", Footprint(memory_bytes=100 << 20), "1Gi", id="small"),
+        pytest.param("", Footprint(memory_bytes=100 << 20, is_partial=True), "4Gi", id="some measured"),
+        pytest.param("", Footprint(memory_bytes=8 << 30, is_partial=True), "10Gi", id="some measured, large ones"),
         pytest.param("gpu: {}", Footprint(memory_bytes=100 << 20), "8Gi", id="measured on a GPU"),
         pytest.param("resources: {requests: {memory: 3G}}", Footprint(memory_bytes=1 << 40), "3G", id="said"),
     ],

@@ -92,6 +92,17 @@ def test_a_look_at_the_intent_alone_knows_what_another_text_has_already(store: F
     assert sum(map(acted.sight.known.is_done, acted.sight.work)) == 2
 
 
+def test_what_jobs_ask_for_is_worked_out_anew_with_each_stage(store: FileStore) -> None:
+    acted = act(store)
+    write_settings(store, "small", parse_settings(SETTINGS + "store: {uri: 's3://bucket'}\n", "settings"))
+    acted.relist(lambda _: None)
+    before = acted.template()
+    assert acted.template() is before
+    finish(store, acted.grid, "lr")
+    acted.relist(lambda _: None)
+    assert acted.template() is not before
+
+
 def test_settings_that_changed_are_read_without_all_else(store: FileStore) -> None:
     acted = act(store)
     view = acted.view()

@@ -388,7 +388,6 @@ POD = PodView(
     name="probe-1-x",
     uid="u",
     work=Work("probe", is_test=False),
-    job="probe-1",
     phase="Pending",
     is_deleting=False,
     created=NOW,

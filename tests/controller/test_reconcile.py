@@ -55,14 +55,12 @@ def job(work: Work = A, **values: Any) -> JobView:
         "is_suspended": False,
         "is_deleting": False,
         "num_active": 0,
-        "num_failed": 0,
         "complete_since": None,
         "failed_since": None,
         "failed_reason": None,
         "failed_message": None,
         "queue": None,
         "tries": None,
-        "last_transition": None,
     }
     return JobView(**{**known, **values})
 
@@ -81,7 +79,6 @@ def pod(work: Work = A, **values: Any) -> PodView:
         "name": f"{job_name(work)}-x1",
         "uid": f"pod-{job_name(work)}",
         "work": work,
-        "job": job_name(work),
         "job_uid": f"uid-{job_name(work)}",
         "phase": "Running",
         "is_deleting": False,
@@ -162,7 +159,7 @@ def test_nothing_outside_the_wants_is_made() -> None:
 
 
 def test_no_job_is_made_beside_a_pod_that_has_not_ended() -> None:
-    orphan = pod(job=None, job_uid=None)
+    orphan = pod(job_uid=None)
     assert decide(seen(orphan)) == ()
     assert told(seen(replace(orphan, phase="Pending"))) == {"a": "waits for pod a-x1 to end"}
 
@@ -277,6 +274,14 @@ def test_a_paused_job_that_ends_is_told_so_and_then_resumed_in_its_own_place() -
     stopping = pod(A, is_deleting=True)
     assert told(seen(grid(A, intent="paused"), suspended(A), stopping)) == {"a": "terminating: pod a-x1 saves and ends"}
     assert decide(seen(grid(A, parallelism=1), suspended(A), stopping)) == (Resume(suspended(A)),)
+
+
+def test_a_pod_whose_node_does_not_say_that_it_ended_is_told_with_its_cure() -> None:
+    leaving = [replace(pod(), is_deleting=True, gone_by=ago(seconds)) for seconds in (30, 90)]
+    early, late = (told(seen(grid(A), job(A), each))["a"] for each in leaving)
+    assert early == "terminating: pod a-x1 saves and ends"
+    assert late.startswith("stuck: pod a-x1 should have ended by ")
+    assert late.endswith("once that node is surely off: kubectl delete pod a-x1 --force")
 
 
 def test_a_shared_run_goes_on_while_one_grid_is_paused() -> None:
@@ -526,7 +531,7 @@ def test_a_run_that_was_given_up_is_ended_where_kubernetes_would_go_on() -> None
 
 @pytest.mark.parametrize("exit_code", [1, 69, 71, 137])
 def test_a_failed_attempt_is_counted_on_the_job(exit_code: int) -> None:
-    observed = seen(job(num_failed=1), failed_pod(exit_code), checkpoints={"a": 0})
+    observed = seen(job(), failed_pod(exit_code), checkpoints={"a": 0})
     (action,) = decide(observed)
     assert isinstance(action, NoteTries)
     assert read_tries(action.text) == Tries(1, 0, ago(5))
@@ -730,24 +735,24 @@ def trainers(run: str = "a") -> str:
     ],
 )
 def test_a_pods_end_becomes_a_failure(end: PodView | None, peak: int | None, reason: str, message: str) -> None:
-    found = failure_of_pod(A, ended(failed_message="why"), end, last_peak=peak)
-    assert (found.run, found.reason, found.message, found.final) == ("a", reason, message, True)
+    found = failure_of_pod(A, ended(failed_message="why"), end, NOW, last_peak=peak)
+    assert (found.run, found.reason, found.message, found.final, found.time) == ("a", reason, message, True, NOW)
 
 
 def test_the_last_lines_of_a_pod_are_kept_where_it_left_no_record() -> None:
-    found = failure_of_pod(A, ended(), failed_pod(1, termination_message="first\nlast \x1b[31mwords"))
+    found = failure_of_pod(A, ended(), failed_pod(1, termination_message="first\nlast \x1b[31mwords"), NOW)
     assert found.log_tail == ["first", "last \N{REPLACEMENT CHARACTER}[31mwords"]
 
 
 def test_a_job_beyond_its_deadline_failed_for_that() -> None:
     over = job(failed_since=NOW, failed_reason="DeadlineExceeded", failed_message="it was active too long")
-    found = failure_of_pod(A, over, failed_pod(75))
+    found = failure_of_pod(A, over, failed_pod(75), NOW)
     assert (found.reason, found.message, found.exit_code) == ("deadline", "it was active too long", 75)
 
 
 def test_a_failed_test_is_one_of_the_test() -> None:
-    assert failure_of_pod(A_TEST, job(A_TEST), failed_pod(1, A_TEST)).during == "test"
-    assert result_missing(A_TEST).message == "its pod ended with exit code 0 and tests/a.json is not in the store"
+    assert failure_of_pod(A_TEST, job(A_TEST), failed_pod(1, A_TEST), NOW).during == "test"
+    assert result_missing(A_TEST, NOW).message == "its pod ended with exit code 0 and tests/a.json is not in the store"
 
 
 # Progress and notices
@@ -844,7 +849,14 @@ def test_what_frees_a_place_comes_first() -> None:
 @pytest.mark.parametrize(
     ("action", "patch"),
     [
-        pytest.param(Resume(job()), {"spec": {"suspend": False}}, id="resume"),
+        pytest.param(
+            Resume(job()),
+            {
+                "metadata": {"annotations": {"experiment-grid.dev/last-transition": "started"}},
+                "spec": {"suspend": False},
+            },
+            id="resume",
+        ),
         pytest.param(SetTtl(job(), 60), {"spec": {"ttlSecondsAfterFinished": 60}}, id="ttl"),
         pytest.param(
             Relabel(job(), {"y": "lr"}, ("x",)),

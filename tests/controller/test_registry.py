@@ -24,6 +24,10 @@ def test_objects_are_named_after_their_grid_as_far_as_names_of_objects_allow() -
     assert all(re.fullmatch(r"[a-z0-9-]{1,253}", name) for name in names)
 
 
+def test_a_grid_whose_store_is_one_for_all_by_now_is_no_longer_found_under_the_other_uri() -> None:
+    assert Submission("small", "d", "s3://bucket", "s3://bucket").changes()["store-in-pods"] is None  # a merge patch
+
+
 @pytest.mark.parametrize("name", ["small", "My_grid.2"])
 def test_a_config_map_says_which_grid_in_which_store(name: str) -> None:
     entry = grid_entry(config_map(name))
