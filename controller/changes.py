@@ -48,6 +48,7 @@ def _stage_changes(old: Grid, before: Stage, new: Grid, after: Stage) -> Iterato
     ):
         if not same(was, now) and not (key == "seeds" and before.seeds is None and after.seeds is None):
             yield f"{key}: {show_value(was)} becomes {show_value(now)}"
+    yield from _leaf_changes("base", old.bases.get(before.name, {}), new.bases.get(after.name, {}))
     yield from _leaf_changes("set", before.fixed, after.fixed)
     yield from _leaf_changes("keep", _dumped(before.keep), _dumped(after.keep))
     yield from _leaf_changes("test", _dumped(before.test), _dumped(after.test))

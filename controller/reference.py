@@ -17,7 +17,21 @@ from pydantic.fields import FieldInfo
 
 from controller.grid import EXTENSION
 from controller.settings import Settings, Toleration
-from controller.stages import SPEC_KEYS, GridFile, KeepBest, KeepThis, PinnedRow, Stage, TestBest, TestThese
+from controller.stages import (
+    SPEC_KEYS,
+    Form,
+    GridFile,
+    IncludingFile,
+    Inclusion,
+    KeepBest,
+    KeepThis,
+    PinnedRow,
+    Published,
+    PublishedRow,
+    Stage,
+    TestBest,
+    TestThese,
+)
 from trainer.document import show_value
 from trainer.spec import AUGMENTATIONS, NORMALIZATIONS, ExperimentSpec, NoIdentity, RunSpec
 
@@ -38,9 +52,12 @@ def files() -> dict[str, str]:
 
 def grid_schema() -> dict[str, Any]:
     """The JSON Schema of a grid file, for editors; dotted keys of `vary`, `zip`, `set` and points are in it."""
-    schema = GridFile.model_json_schema(by_alias=True)
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-    definitions = schema["$defs"]
+    definitions: dict[str, Any] = {}
+    for model in (GridFile, IncludingFile):
+        schema = model.model_json_schema(by_alias=True)
+        definitions |= schema.pop("$defs")
+        anything = {f"^{EXTENSION}": {"description": "anything; there to hold anchors"}}
+        definitions[model.__name__] = schema | {"patternProperties": anything}
     values = {key: _described(definitions, key) for key in SPEC_KEYS}
     free: dict[str, Any] = {r"^model\.arguments\.": {}}
     named = {"name": {"type": "string", "description": "the row's name"}, **values}
@@ -62,11 +79,22 @@ def grid_schema() -> dict[str, Any]:
         stage[key] = {"$ref": f"#/$defs/{name}", "description": stage[key]["description"]}
     stage["points"]["items"] = {"$ref": "#/$defs/Point"}
     stage["exclude"]["items"] = {"$ref": "#/$defs/Point"}
-    for owner in ("KeepThis", "PinnedRow"):
+    form = definitions["Form"]["properties"]
+    form["set"] = {"$ref": "#/$defs/Values", "description": form["set"]["description"]}
+    form["map"]["propertyNames"] = {"anyOf": [{"enum": list(SPEC_KEYS)}, {"pattern": next(iter(free))}]}
+    for owner in ("Published", "PublishedRow"):
+        at = definitions[owner]["properties"]["at"]
+        definitions[owner]["properties"]["at"] = {"$ref": "#/$defs/Values", "description": at["description"]}
+    for owner in ("KeepThis", "PinnedRow", "PublishedRow"):
         pinned = definitions[owner]["properties"]["this"]
         definitions[owner]["properties"]["this"] = {"$ref": "#/$defs/Point", "description": pinned["description"]}
-    schema["patternProperties"] = {f"^{EXTENSION}": {"description": "anything; there to hold anchors"}}
-    return schema
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "if": {"required": ["include"]},
+        "then": {"$ref": "#/$defs/IncludingFile"},
+        "else": {"$ref": "#/$defs/GridFile"},
+        "$defs": definitions,
+    }
 
 
 _CLOSED = {"additionalProperties": False}
@@ -136,6 +164,11 @@ def grid_reference() -> str:
         (TestBest, "`test`: the best N"),
         (TestThese, "`test`: these, because …"),
         (PinnedRow, "An item of `these`"),
+        (Published, "`published`"),
+        (PublishedRow, "An item of its `rows`"),
+        (Form, "A form"),
+        (IncludingFile, "A grid made of grids"),
+        (Inclusion, "An item of `include` that takes some stages"),
     ):
         lines += [f"## {title}", "", _first_line(model), ""]
         lines += _table([_row(model, name, "") for name in model.model_fields])
@@ -154,7 +187,16 @@ goes round fastest. Rows are named by the values that the stage varies (`lr=0.01
 A key of the outermost mapping that begins with `x-` may hold anything and means nothing: a place for YAML anchors,
 as in `x-small: &small {epochs: 2, batch_size: 16}` and then `base: {<<: *small, …}`.
 
-Equal experiments, wherever they stand, share their runs: what was trained once is not trained again."""
+Equal experiments, wherever they stand, share their runs: what was trained once is not trained again.
+
+`forms` are variants by name: `grid run mine.mini` and `grid run grids/mine.mini.yaml` train the form `mini` of `mine`,
+a grid of its own in the store. A form sets values of the base, and of stages that `set` the same; what stages compare
+stays, unless the form maps it. `include` makes a grid of other grids, without copying: their stages stand in it as
+`<grid>.<stage>`, each with its own base, and its forms are those that all of them have. In the store each grid stands
+on its own: there is no `forms` or `include` in it any more.
+
+`published` figures stand beside ours in every table, with the difference; what was not published stays empty. They are
+left out, and the table says so, where a row is not the experiment that they were published for (`at`)."""
 
 
 def settings_schema() -> dict[str, Any]:
@@ -269,7 +311,7 @@ def _kind_of(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{argument}`" for argument in arguments)
     if origin is tuple:
-        of = _kind_of(_members(arguments[0])[0])
+        of = " or ".join(dict.fromkeys(map(_kind_of, _members(arguments[0]))))
         return f"list of {of}" if arguments[-1] is ... else f"list of {len(arguments)} × {of}"
     return "mapping"
 

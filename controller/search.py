@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -182,7 +182,8 @@ def _wanted(grid: Grid) -> Needs:
     for stage in grid.stages:
         if stage.test is None:
             assert stage.start is not None
-            start = found[stage.start]
+            base = grid.base_of(stage)
+            start = found[stage.start] if stage.start != BASE else {key: [_at(base, key)] for key in _NAMING}
             rows = [{**stage.fixed, **row.values} for row in grid.candidates(stage)]
             found[stage.name] = {key: _named_values(key, rows, start[key]) for key in _NAMING}
     used = {key: [v for name, each in found.items() if name != BASE for v in each[key]] for key in _NAMING}
@@ -345,7 +346,7 @@ def _outermost_first(keys: tuple[str, ...]) -> list[tuple[str, list[str]]]:
 
 
 def _rows(grid: Grid, stage: Stage, start: Row | None, facts: Facts) -> tuple[Row, ...]:
-    common: Mapping[str, Any] = grid.base if start is None else start.written
+    common: Mapping[str, Any] = grid.base_of(stage) if start is None else start.written
     for key, path in _outermost_first(tuple(stage.fixed)):
         common = assign(common, path, stage.fixed[key])
     candidates = grid.candidates(stage)
@@ -397,12 +398,13 @@ def _moved(grid: Grid, stage: Stage, candidate: Candidate, start: Row | None, pr
     if (path := _cause(own, problem.path)) is not None:
         return problem._replace(path=path, hint=problem.hint or f"{row} has it")
     inherited: list[tuple[str, Path]] = []
+    first = stage
     while start is not None:
         inherited += zip(start.candidate.values, start.candidate.origins, strict=True)
-        earlier = grid.stage(start.stage)
+        first = earlier = grid.stage(start.stage)
         inherited += [(key, (*grid.path(earlier), "set", key)) for key in earlier.fixed]
         start = start.start
-    path = _cause(inherited, problem.path) or (BASE, *problem.path)
+    path = _cause(inherited, problem.path) or (*grid.base_path(first), *problem.path)
     outer = str(problem.path[0]) if problem.path else ""
     switch = next((key for key in (*candidate.values, *stage.fixed) if key.startswith(f"{outer}.")), None)
     if switch is None:
@@ -567,11 +569,16 @@ def _tested_stages(stage: Stage) -> tuple[str, ...]:
 
 
 def testable(stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[Experiment, ...] | None:
-    """The distinct experiments that a test stage chooses from, first homes first; none while some are not known."""
+    """The distinct experiments that a test stage chooses from, first homes first; none while some are not known.
+
+    Where it gives rows names of its own, just those that it names.
+    """
     of = _tested_stages(stage)
     sources = [each for each in earlier if each.name in of]
     if any(each.waiting for each in sources):
         return None
+    if isinstance(stage.test, TestThese) and any(row.name for row in stage.test.these):
+        return tuple(_labelled(stage, stage.test, sources))
     found: dict[str, Experiment] = {}
     for source in sources:
         for experiment, identity in zip(source.experiments, _identities(source.experiments), strict=True):
@@ -579,6 +586,16 @@ def testable(stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[Experimen
                 name = f"{source.name}/{experiment.name}"
                 found[identity] = Experiment(stage.name, name, experiment.values, experiment.spec, experiment.runs)
     return tuple(found.values())
+
+
+def _labelled(stage: Stage, test: TestThese, sources: Sequence[StageExpansion]) -> Iterator[Experiment]:
+    """The rows that a test stage takes under names of its own, each of them, in its order."""
+    for row in test.these:
+        source = next(each for each in sources if each.name == row.stage)
+        for each in source.experiments:
+            if matches(each.values, row.this, each.name):
+                name = row.name or f"{source.name}/{each.name}"
+                yield Experiment(stage.name, name, each.values, each.spec, each.runs)
 
 
 def _identities(experiments: Iterable[Experiment]) -> list[str]:
@@ -593,11 +610,15 @@ def _identities(experiments: Iterable[Experiment]) -> list[str]:
 def _pinned_tests(grid: Grid, stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[str, ...]:
     assert isinstance(stage.test, TestThese)
     choice = testable(stage, earlier) or ()
+    is_labelled = any(row.name for row in stage.test.these)
     homes = dict(zip(_identities(choice), (each.name for each in choice), strict=True))
     names = []
     for index, row in enumerate(stage.test.these):
         path = (*grid.path(stage), "test", "these", index, "this")
         name = _the_row(grid, grid.stage(row.stage), row.this, path)
+        if is_labelled:
+            names.append(row.name or f"{row.stage}/{name}")
+            continue
         source = next(each for each in earlier if each.name == row.stage)
         experiment = next(each for each in source.experiments if each.name == name)
         names.append(homes[_identities([experiment])[0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag
+from pydantic import Discriminator, Field, FiniteFloat, NonNegativeInt, PositiveInt, Tag
 
 from trainer.document import dotted_keys
 from trainer.spec import ExperimentSpec, Frozen, ValidationMetric
@@ -73,9 +73,14 @@ class TestBest(Frozen):
 class PinnedRow(Frozen):
     """One row of an earlier stage."""
 
-    stage: str = Field(description="its name")
+    stage: str = Field(description="the name of that stage")
     this: Annotated[Values, Field(min_length=1)] = Field(
         description="values that only this row has, by dotted key, or its `name`"
+    )
+    name: str | None = Field(
+        default=None,
+        description="what the row is called in the test stage's table; `stage/row` if left out. A row so named is "
+        "wanted for itself: `--set keep=best` leaves its stage as it is",
     )
 
 
@@ -108,6 +113,52 @@ Test = Annotated[
 ]
 
 
+PublishedMetric = Literal[
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_balanced_accuracy",
+    "validation_top5_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "test_balanced_accuracy",
+    "test_top5_accuracy",
+    "best_epoch",
+    "num_trainable_parameters",
+    "num_parameters",
+]
+
+
+class PublishedRow(Frozen):
+    """What someone published of one row."""
+
+    this: Annotated[Values, Field(min_length=1)] = Field(
+        description="values that only this row has, by dotted key, or its `name`"
+    )
+    stage: str | None = Field(
+        default=None,
+        description="in a test stage: the earlier stage that has the row; left out for one that `these` gives a name",
+    )
+    numbers: Annotated[dict[PublishedMetric, FiniteFloat], Field(min_length=1)] = Field(
+        description="the figures by metric; accuracies from 0 to 1, those of the test part in a test stage only"
+    )
+    at: Values = Field(
+        default={},
+        description="further values that the figures were published for, by dotted key: where the row has others, "
+        "they are left out",
+    )
+    note: str | None = Field(default=None, description="what is odd about them, as a footnote")
+
+
+class Published(Frozen):
+    """Figures that someone published, shown beside ours; they change no run and no choice."""
+
+    at: Values = Field(default={}, description="as in the rows, for all of them")
+    note: str | None = Field(default=None, description="what to know about all of them, below the table")
+    rows: Annotated[tuple[PublishedRow, ...], Field(min_length=1)] = Field(description="row by row")
+
+
 class Stage(Frozen):
     """Experiments that are compared with one another. Points, zip and vary together make their product."""
 
@@ -116,6 +167,9 @@ class Stage(Frozen):
         default=None,
         alias="from",
         description="the stage whose kept values this one starts from, or `base`; the one before if left out",
+    )
+    base: ExperimentSpec | None = Field(
+        default=None, description="values that this stage starts from in place of the grid's base"
     )
     fixed: Values = Field(default={}, alias="set", description="values for all rows, by dotted key")
     vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
@@ -142,6 +196,26 @@ class Stage(Frozen):
     test: Test | None = Field(
         default=None, description="makes this a test stage: earlier rows, evaluated once on the test part"
     )
+    published: Published | None = Field(default=None, description="figures to compare with")
+
+
+class Form(Frozen):
+    """A named variant of a grid, `<grid>.<form>`: some values others, all else the same."""
+
+    description: str = Field(default="", description="one line on what differs")
+    fixed: Values = Field(
+        default={}, alias="set", description="values for the base and for stages that `set` them, by dotted key"
+    )
+    mapped: dict[str, Annotated[dict[str, Any], Field(min_length=1)]] = Field(
+        default={},
+        alias="map",
+        description="by dotted key: which value stands for which, wherever the grid has it, in what stages compare, "
+        "keep and test, too; without it a stage goes on comparing what it compares",
+    )
+    seeds: Seeds | None = Field(default=None, description="seeds of the whole grid; as they are if left out")
+
+
+FORM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 
 
 class GridFile(Frozen):
@@ -149,6 +223,9 @@ class GridFile(Frozen):
 
     grid: str = Field(pattern=SAFE_NAME, description="the grid's name in the store")
     description: str = Field(default="", description="one line that `grid list` shows")
+    forms: dict[Annotated[str, Field(pattern=FORM_NAME)], Form] = Field(
+        default={}, description="variants by name: `grid run <grid>.<form>`"
+    )
     base: ExperimentSpec = Field(description="values that every experiment starts from")
     seeds: Seeds = Field(default=1, description="how many seeds, counted from 0, or a list of them")
     max_failed: NonNegativeInt | None = Field(
@@ -157,3 +234,35 @@ class GridFile(Frozen):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(
         description="in the order of the table; each may start from what an earlier one kept"
     )
+
+
+class Inclusion(Frozen):
+    """Some stages of another grid, with those that they start from."""
+
+    grid: str = Field(description="a grid's name, or a file beside this one")
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="names of its stages")
+
+
+def _inclusion_kind(value: Any) -> str:
+    return "part" if isinstance(value, dict | Inclusion) else "whole"
+
+
+Included = Annotated[
+    Annotated[str, Tag("whole")] | Annotated[Inclusion, Tag("part")],
+    Discriminator(_inclusion_kind),
+]
+
+
+class IncludingFile(Frozen):
+    """A grid made of grids: their stages, each under `<grid>.<stage>`, with their own bases and figures."""
+
+    grid: str = Field(pattern=SAFE_NAME, description="the grid's name in the store")
+    description: str = Field(default="", description="one line that `grid list` shows")
+    include: Annotated[tuple[Included, ...], Field(min_length=1)] = Field(
+        description="names of grids that come with the program, files beside this one, or some stages of such"
+    )
+    seeds: Seeds | None = Field(default=None, description="seeds of the whole grid; each its own if left out")
+    max_failed: NonNegativeInt | None = Field(
+        default=None, description="with more failed runs than this, no other is started; null never stops"
+    )
+    stages: tuple[Stage, ...] = Field(default=(), description="further stages, after those included")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import controller.grid
 from controller.changes import describe_changes
 from controller.grid import Grid, parse_grid, read_grid, shipped_grids
 from controller.reference import files, grid_schema
@@ -16,6 +17,7 @@ from trainer.document import read_document
 from trainer.failure import SpecError
 
 HEAD = "grid: g\nbase:\n  data: {name: digits}\n  model: {architecture: alexnet}\n"
+FOLDER = Path(controller.grid.__file__).parent / "grids"
 ONE = HEAD + "stages:\n  - name: one\n"
 
 
@@ -436,8 +438,17 @@ def test_the_references_are_what_the_models_come_to() -> None:
         (f"{ONE}    vary: {{augmentation.hoo: [0.1]}}\n", False),
         (f"{ONE}    vary: {{optimizer.lr: [-1]}}\n", False),
         (f"{ONE}    keep: {{best: test_accuracy}}\n", False),
+        ("grid: g\ninclude: [demo, {grid: report, stages: [a]}]\n", True),
+        ("grid: g\ninclude: [demo]\nbase: {}\n", False),
+        (f"forms: {{mini: {{set: {{epochs: 1}}, map: {{batch_size: {{8: 4}}}}}}}}\n{ONE}", True),
+        (f"forms: {{mini: {{set: {{epoch: 1}}}}}}\n{ONE}", False),
+        (f"{ONE}    published: {{rows: [{{this: {{name: a}}, numbers: {{validation_loss: 1}}}}]}}\n", True),
+        (f"{ONE}    published: {{rows: [{{this: {{name: a}}, numbers: {{los: 1}}}}]}}\n", False),
     ],
-    ids=["pinned", "parts", "arguments", "unknown key", "wrong value", "wrong rule"],
+    ids=[
+        *("pinned", "parts", "arguments", "unknown key", "wrong value", "wrong rule", "including", "including a base"),
+        *("a form", "a form's wrong key", "published", "an unknown metric"),
+    ],
 )
 def test_the_schema_takes_what_the_reader_takes(text: str, fits: bool) -> None:
     jsonschema = pytest.importorskip("jsonschema")
@@ -451,7 +462,9 @@ def test_the_schema_takes_what_the_reader_takes(text: str, fits: bool) -> None:
 def test_the_schema_takes_shipped_grids(name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
 
-    jsonschema.validate(json.loads(json.dumps(read_grid(name).document.value)), grid_schema())
+    written = read_document((FOLDER / f"{name}.yaml").read_text(), name).value
+    for value in (written, read_grid(name).document.value):
+        jsonschema.validate(json.loads(json.dumps(value)), grid_schema())
 
 
 def test_the_schema_knows_dotted_keys() -> None:
