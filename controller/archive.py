@@ -25,6 +25,7 @@ from controller.architectures import check_classifier, check_factory
 from controller.changes import describe_changes
 from controller.grid import Grid, parse_grid
 from controller.knowledge import read_decisions, read_failures
+from controller.origins import cure
 from controller.search import (
     DataFacts,
     Decision,
@@ -44,6 +45,7 @@ from trainer.failure import DataError, Failure, SpecError, StoreError
 from trainer.identity import write_spec
 from trainer.result import Record, parse_record
 from trainer.store import Conflict, NotFound, Store
+from trainer.weights import check_hash_in_name
 
 DIGEST_DIGITS = 12  # of an earlier text's digest, in its name
 BLOCK = 1 << 20
@@ -125,15 +127,34 @@ def decision_key(grid: str, stage: str) -> str:
 # Facts
 
 
-def gather_facts(store: Store, needs: Needs) -> Facts:
-    """What `store` and this machine know of all that `needs` names. Raises DataError, SpecError on what is missing."""
+def gather_facts(store: Store, needs: Needs, *, lacking: dict[str, DataError] | None = None) -> Facts:
+    """What `store` and this machine know of all that `needs` names. Raises DataError, SpecError on what is missing.
+
+    With `lacking`, weights that are missing or not what they should be go there with the error, under a stand-in.
+    """
     for name in needs.classifiers:
         check_classifier(name)
-    return Facts(
-        data={name: data_facts(load_index(store, name)) for name in needs.data},
-        weights={name: weights_sha256(store, name) for name in needs.weights},
-        factories={name: check_factory(name) for name in needs.factories},
-    )
+    data = {name: data_facts(load_index(store, name)) for name in needs.data}
+    wrong: dict[str, DataError] = {}
+    weights: dict[str, str] = {}
+    for name in needs.weights:
+        try:
+            weights[name] = weights_sha256(store, name)
+        except DataError as error:
+            wrong[name] = error
+            weights[name] = hashlib.sha256(f"no {name}".encode()).hexdigest()
+    if lacking is None:
+        _refuse(list(wrong.values()))
+    else:
+        lacking |= wrong
+    return Facts(data=data, weights=weights, factories={name: check_factory(name) for name in needs.factories})
+
+
+def _refuse(errors: Sequence[DataError]) -> None:
+    """Nothing without errors; raises one that says them all otherwise, each with its hint."""
+    if errors:
+        told = [str(error) for error in errors[:-1]] + [errors[-1].message]
+        raise DataError("\n".join(told), hint=errors[-1].hint) from errors[-1]
 
 
 def data_facts(index: DatasetIndex) -> DataFacts:
@@ -157,19 +178,27 @@ def weights_sha256(store: Store, name: str) -> str:
 
     A store that takes no objects is no error: the next one reads the file anew.
     """
-    key, version = f"hashes/{name}.json", _weights_version(store, name)
+    key, version = f"hashes/{name}.json", weights_version(store, name)
     with suppress(NotFound, DataError):  # a damaged one is made anew
         kept = parse_record(WeightsHash, key, store.get(key))
         if version is not None and kept.version == version:
+            check_hash_in_name(name, kept.sha256)
             return kept.sha256
     found = _read_sha256(store, name)
-    if version is not None and _weights_version(store, name) == version:  # else someone wrote the file meanwhile
-        with suppress(StoreError):
-            store.put(key, WeightsHash(version=version, sha256=found).model_dump_json(indent=2).encode())
+    if version is not None and weights_version(store, name) == version:  # else someone wrote the file meanwhile
+        keep_sha256(store, name, version, found)
+    check_hash_in_name(name, found)
     return found
 
 
-def _weights_version(store: Store, name: str) -> str | None:
+def keep_sha256(store: Store, name: str, version: str, sha256: str) -> None:
+    """Keep the hash of this version of the weights file; a store that takes no objects keeps none."""
+    with suppress(StoreError):
+        text = WeightsHash(version=version, sha256=sha256).model_dump_json(indent=2)
+        store.put(f"hashes/{name}.json", text.encode())
+
+
+def weights_version(store: Store, name: str) -> str | None:
     """The file's version as the store lists it; none where there is no such file."""
     key = f"weights/{name}"
     return next((entry.version for entry in store.list(key) if entry.key == key), None)
@@ -186,7 +215,7 @@ def _read_sha256(store: Store, name: str) -> str:
                 block = file.read(BLOCK)
     except NotFound as error:
         raise DataError(
-            f"weights {name!r}: no weights/{name} in {store.uri}", hint=f"put the state dict there as weights/{name}"
+            f"weights {name!r}: no weights/{name} in {store.uri}", hint=f"{cure(name)} puts it there"
         ) from error
     return digest.hexdigest()
 
@@ -206,7 +235,7 @@ def check_weights_head(name: str, head: bytes) -> None:
     if not is_right:
         raise DataError(
             f"weights {name!r}: weights/{name} begins with {head[:HEAD_BYTES]!r}, expected {expected}",
-            hint="put a state dict there, as torch.save(model.state_dict(), file) writes it, or as safetensors under a "
+            hint="import a state dict, as torch.save(model.state_dict(), file) writes it, or as safetensors under a "
             "name that ends so",
         )
 
@@ -369,6 +398,17 @@ def stored_grids(store: Store) -> list[str]:
     """Names of the grids in the store."""
     keys = (entry.key.split("/") for entry in store.list("grids/"))
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == "grid.yaml"]
+
+
+def grids_naming(store: Store, kind: Literal["data", "weights"], name: str) -> list[str]:
+    """The grids in the store that name the data set or the weights file, as far as they can be read."""
+    found = []
+    for each in stored_grids(store):
+        with suppress(SpecError):  # whoever uses that grid is told
+            grid = stored_grid(store, each)
+            if grid is not None and name in getattr(wanted(grid), kind):
+                found.append(each)
+    return found
 
 
 def stored_grid(store: Store, name: str) -> Grid | None:

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from controller.architectures import check_classifier, check_factory
-from controller.archive import HEAD_BYTES, check_weights_head
+from controller.archive import weights_sha256
+from controller.plan import LackingWeights, lacking_text
 from controller.search import Needs
 from controller.wording import bytes_text, count_text
 from trainer.cache import cache_usage
@@ -23,7 +24,8 @@ from trainer.failure import DataError, GridError, SpecError
 from trainer.machine import available_memory, available_processors, cache_folder
 from trainer.probe import Answer, StoreAnswer, TorchAnswer, try_store
 from trainer.result import Numerics
-from trainer.store import NotFound, Store
+from trainer.store import Store
+from trainer.weights import hash_in_name
 
 Severity = Literal["ok", "note", "wrong"]
 
@@ -223,20 +225,24 @@ def check_architectures(needs: Needs) -> Iterator[Check]:
                 yield Check(f"network {name}", "ok", found)
 
 
-def check_weights(store: Store, names: Iterable[str]) -> Iterator[Check]:
-    """Whether the store has the weights files that a grid starts from."""
+def check_weights(
+    store: Store, names: Iterable[str], homes: Mapping[str, LackingWeights] | None = None
+) -> Iterator[Check]:
+    """Whether the store has the weights files that a grid starts from, and they are what their names say.
+
+    `homes` says, of those that are missing, which runs start from them.
+    """
     for name in dict.fromkeys(names):
-        key = f"weights/{name}"
         try:
-            with store.open(key) as file:
-                check_weights_head(name, file.read(HEAD_BYTES))
-            found = Check(f"weights {name}", "ok", "in the store")
-        except NotFound:
-            cure = f"put the file there: {store.uri}/{key}"
-            found = Check(f"weights {name}", "wrong", f"no {key} in {store.uri}", cure)
+            sha256 = weights_sha256(store, name)
         except DataError as error:
-            found = Check(f"weights {name}", "wrong", error.message, error.hint)
-        yield found
+            lacking = (homes or {}).get(name)
+            used = f"; {lacking_text(lacking)}" if lacking else ""
+            yield Check(f"weights {name}", "wrong", f"{error.message}{used}", error.hint)
+            continue
+        vouched = hash_in_name(name)
+        told = f"SHA-256 begins with {vouched}, as the name says" if vouched else f"SHA-256 {sha256[:12]}…"
+        yield Check(f"weights {name}", "ok", f"in the store, {told}")
 
 
 def guarded(name: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,6 +14,7 @@ from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpan
 from controller.stages import BASE, KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.standing import Choice
 from controller.wording import bytes_text, columns, count_text, elided, listed, plain, seconds_text, wrapped
+from trainer.failure import DataError
 from trainer.identity import Identifier
 from trainer.result import Result
 from trainer.sizes import Shape, Size, num_means, shape_of, state_bytes, training_bytes
@@ -61,8 +62,8 @@ class RowPlan:
     """One row whose values are known."""
 
     experiment: str
-    runs: tuple[str, ...]
-    states: tuple[str, ...]  # of each run: new, shared (an earlier row has it) or stored (its numbers are there)
+    runs: tuple[str, ...]  # empty where their ids hang on weights that are missing
+    states: tuple[str, ...]  # of each run: new, shared (an earlier row has it), stored (its numbers are there), lacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,17 @@ class StagePlan:
     because: str | None  # the reason of a decision or of the grid's author; none while a rule is to decide
     waiting: str | None  # why its rows are not known yet
     rows: tuple[RowPlan, ...]  # empty while they are not known
+
+
+@dataclass(frozen=True, slots=True)
+class LackingWeights:
+    """A weights file that runs of the grid start from, and that the store has not, or not as it should be."""
+
+    file: str
+    found: str
+    cure: str | None
+    experiments: tuple[str, ...]  # `stage/row` of those that start from it and are known
+    num_runs: int  # distinct ones of theirs; none known: rows of stages that wait may start from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,7 @@ class Plan:
     new_now: int  # distinct runs that are known and have no result
     resources: Resources
     choice: Choice = field(default_factory=Choice)  # nothing else is counted
+    lacking: tuple[LackingWeights, ...] = ()  # no run of these is started before the weights are there
 
     def record(self) -> dict[str, Any]:
         """The plan as plain values for JSON."""
@@ -181,6 +194,30 @@ def speeds_of(results: Iterable[Result]) -> dict[SpeedKey, Speed]:
     }
 
 
+def lacking_weights(expansion: Expansion, lacking: Mapping[str, DataError]) -> tuple[LackingWeights, ...]:
+    """What is wrong with weights, by file, with the rows of the grid that start from them."""
+    found = []
+    for file, error in lacking.items():
+        rows = [
+            each
+            for stage in expansion.stages
+            if not stage.is_test
+            for each in stage.experiments
+            if each.spec.model.weights == file
+        ]
+        homes = tuple(f"{row.stage}/{row.name}" for row in rows)
+        num_runs = len({run.id for row in rows for run in row.runs})
+        found.append(LackingWeights(file, error.message, error.hint, homes, num_runs))
+    return tuple(found)
+
+
+def refuse_lacking(lacking: Sequence[LackingWeights]) -> None:
+    """Nothing, when no weights are missing; raises DataError that names each file with its cure otherwise."""
+    if lacking:
+        told = [f"{each.found}\nhint: {each.cure}" for each in lacking[:-1]] + [lacking[-1].found]
+        raise DataError("\n".join(told), hint=lacking[-1].cure)
+
+
 def make_plan(
     grid: Grid,
     expansion: Expansion,
@@ -191,13 +228,16 @@ def make_plan(
     *,
     existing_tests: AbstractSet[str] = frozenset(),
     sizes: Sizes | None = None,
+    lacking: Mapping[str, DataError] | None = None,
 ) -> Plan:
     """The plan of `grid` as far as `expansion` knows it; the existing ones are ids of runs that have numbers.
 
     A stage that waits for others is counted for every way in which they may be decided, as far as MAX_OUTCOMES.
-    What `choice` leaves out is counted nowhere, not even as what an earlier stage has.
+    What `choice` leaves out is counted nowhere, not even as what an earlier stage has. Of `lacking` weights, by file,
+    `facts` have stand-ins: the ids of runs that start from them are not told.
     """
     choice = choice or Choice()
+    lacking = lacking or {}
     expansion = _narrowed(expansion, choice)
     counts = _Outcomes(grid, expansion, facts, existing_results, choice)
     counts.go_through()
@@ -207,9 +247,9 @@ def make_plan(
         if not choice.takes_stage(stage.name):
             continue
         if known.is_test:
-            stages.append(_test_plan(grid, stage, known, choice, existing_tests))
+            stages.append(_test_plan(grid, stage, known, choice, existing_tests, lacking))
         else:
-            stages.append(_stage_plan(grid, stage, known, counts, existing_results, seen))
+            stages.append(_stage_plan(grid, stage, known, counts, existing_results, seen, lacking))
     runs = expansion_runs(expansion)
     return Plan(
         grid=grid.name,
@@ -224,6 +264,7 @@ def make_plan(
             runs, facts, existing_results, speeds, sizes or Sizes(), any(stage.is_test for stage in stages)
         ),
         choice=choice,
+        lacking=lacking_weights(expansion, lacking),
     )
 
 
@@ -256,8 +297,9 @@ def _stage_plan(
     counts: _Outcomes,
     existing: AbstractSet[str],
     seen: set[str],
+    lacking: Collection[str],
 ) -> StagePlan:
-    rows = tuple(_row_plan(experiment, existing, seen) for experiment in known.experiments)
+    rows = tuple(_row_plan(experiment, existing, seen, lacking) for experiment in known.experiments)
     return StagePlan(
         name=stage.name,
         is_test=False,
@@ -274,7 +316,9 @@ def _stage_plan(
     )
 
 
-def _row_plan(experiment: Experiment, existing: AbstractSet[str], seen: set[str]) -> RowPlan:
+def _row_plan(experiment: Experiment, existing: AbstractSet[str], seen: set[str], lacking: Collection[str]) -> RowPlan:
+    if experiment.spec.model.weights in lacking:
+        return _lacking_row(experiment)
     states = []
     for run in experiment.runs:
         states.append("shared" if run.id in seen else "stored" if run.id in existing else "new")
@@ -282,20 +326,33 @@ def _row_plan(experiment: Experiment, existing: AbstractSet[str], seen: set[str]
     return RowPlan(experiment.name, tuple(run.id for run in experiment.runs), tuple(states))
 
 
-def _test_plan(grid: Grid, stage: Stage, known: StageExpansion, choice: Choice, tested: AbstractSet[str]) -> StagePlan:
+def _lacking_row(experiment: Experiment) -> RowPlan:
+    return RowPlan(experiment.name, (), ("lacking",) * len(experiment.runs))
+
+
+def _test_plan(
+    grid: Grid,
+    stage: Stage,
+    known: StageExpansion,
+    choice: Choice,
+    tested: AbstractSet[str],
+    lacking: Collection[str],
+) -> StagePlan:
     is_open = known.waiting is not None and isinstance(stage.test, TestBest)
     num_rows = len(known.experiments)
     if is_open and isinstance(stage.test, TestBest):
         num_rows = min(stage.test.best, _num_testable(grid, stage.test))
     rows = tuple(
-        RowPlan(
+        _lacking_row(each)
+        if each.spec.model.weights in lacking
+        else RowPlan(
             each.name,
             tuple(run.id for run in each.runs),
             tuple("stored" if run.id in tested else "shared" for run in each.runs),
         )
         for each in known.experiments
     )
-    num_runs = num_rows * len(grid.seeds) if is_open else sum(len(row.runs) for row in rows)
+    num_runs = num_rows * len(grid.seeds) if is_open else sum(len(row.states) for row in rows)
     least = 0 if is_open and choice.only is not None else num_runs  # which rows they are is not known
     num_stored = sum(state == "stored" for row in rows for state in row.states)
     return StagePlan(
@@ -566,7 +623,18 @@ def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN, width: int = 80) -> str:
     lines.append("")
     for text in (total, *_resource_text(plan.resources)):
         lines += wrapped(text, width)
+    for each in plan.lacking:
+        lines += ["", *wrapped(f"{each.file} is missing: {lacking_text(each)}", width)]
+        lines += wrapped(f"hint: {each.cure}", width, indent=2) if each.cure else []
     return "\n".join(line.rstrip() for line in lines)
+
+
+def lacking_text(lacking: LackingWeights) -> str:
+    """Which runs start from the file."""
+    if not lacking.experiments:
+        return "rows of stages that wait may start from it"
+    runs = count_text(lacking.num_runs, "run")
+    return f"{runs} {'starts' if lacking.num_runs == 1 else 'start'} from it: {listed(lacking.experiments, 5)}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -604,8 +672,13 @@ def _stage_text(stage: StagePlan, rows_shown: int, width: int) -> list[str]:
     words = {"shared": "shared with an earlier row", "stored": "in the store", "new": "new"}
     if stage.is_test:
         words = {"shared": "to be tested", "stored": "tested"}
+    words["lacking"] = "lacks its weights"
     body = [
-        (plain(row.experiment), listed(row.runs, 3), ", ".join(words[state] for state in dict.fromkeys(row.states)))
+        (
+            plain(row.experiment),
+            listed(row.runs, 3) or "id known later",
+            ", ".join(words[state] for state in dict.fromkeys(row.states)),
+        )
         for row in stage.rows[:rows_shown]
     ]
     if all(sum(map(len, cells)) + 6 <= width for cells in body):

@@ -35,7 +35,7 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Progress(Protocol):
-    """Told how far a step has come: `download` counts bytes, `list` and `unpack` files, `import` images."""
+    """Told how far a step has come: `download` and `read` count bytes, `list` and `unpack` files, `import` images."""
 
     def __call__(self, step: str, done: int, total: int | None, num_bytes: int) -> None:
         """`done` of `total` (none: not known) and the bytes handled so far."""

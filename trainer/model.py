@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
 import importlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
+from operator import attrgetter
 
-import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from trainer.failure import DataError, SpecError
+from trainer.failure import SpecError
 from trainer.spec import ModelSpec
-from trainer.store import NotFound, Store
+from trainer.state_dict import load_weights, read_weights, within
+from trainer.store import Store
 
-StateDict = dict[str, Tensor]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -62,7 +60,10 @@ def build_network(spec: ModelSpec, num_classes: int, seed: int, store: Store) ->
     module = _from_factory(spec, num_classes) if spec.is_factory else _from_torchvision(spec, num_classes)
     head = find_head(module, num_classes, spec.architecture)
     if spec.weights is not None:
-        load_weights(module, head, read_weights(store, spec.weights, spec.weights_fingerprint), spec.weights)
+        if spec.is_factory:
+            head = _sure_head(module, head, spec, num_classes)
+        state = read_weights(store, spec.weights, spec.weights_fingerprint)
+        load_weights(module, head, state, spec.weights, spec.architecture)
     frozen = frozen_parameters(module, head, spec)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -94,7 +95,7 @@ def _from_torchvision(spec: ModelSpec, num_classes: int) -> nn.Module:
 def _from_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
     module_name, _, function_name = spec.architecture.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), function_name)
+        factory = attrgetter(function_name)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"model.architecture: cannot import {spec.architecture!r}: {error}",
@@ -107,7 +108,7 @@ def _call(builder: object, spec: ModelSpec, num_classes: int, arguments: dict[st
     assert callable(builder)
     try:
         module = builder(num_classes=num_classes, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         wanted = ", ".join(signature(builder).parameters)
         raise SpecError(
             f"model.arguments: {spec.architecture} refuses num_classes={num_classes}, {spec.arguments}: {error}",
@@ -120,12 +121,8 @@ def _call(builder: object, spec: ModelSpec, num_classes: int, arguments: dict[st
 
 def find_head(module: nn.Module, num_classes: int, architecture: str) -> str:
     """Name of the last linear or convolutional layer with `num_classes` outputs: the layer that gives the logits."""
-    layers: list[tuple[str, nn.Module]] = list(module.named_modules())
-    for name, layer in reversed(layers):
-        if isinstance(layer, nn.Linear) and layer.out_features == num_classes:
-            return name
-        if isinstance(layer, nn.Conv2d) and layer.out_channels == num_classes:
-            return name
+    if found := _as_wide(module, num_classes):
+        return found[-1]
     raise SpecError(
         f"model.architecture: {architecture} has no linear or convolutional layer with {num_classes} outputs to be "
         "its head",
@@ -133,66 +130,24 @@ def find_head(module: nn.Module, num_classes: int, architecture: str) -> str:
     )
 
 
-def read_weights(store: Store, file: str, fingerprint: str | None) -> StateDict:
-    """The state dict `weights/<file>`, a torch file read with `weights_only` or safetensors. Raises DataError."""
-    try:
-        data = store.get(f"weights/{file}")
-    except NotFound as error:
-        raise DataError(
-            f"model.weights: {store.uri} has no weights/{file}", hint=f"copy the state dict to weights/{file} there"
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if fingerprint is not None and found != fingerprint:
-        raise DataError(
-            f"model.weights: weights/{file} has SHA-256 {found}, the spec expects {fingerprint}",
-            hint="the file changed since the run was planned: plan again, or put the old file back",
-        )
-    try:
-        if file.endswith(".safetensors"):
-            return safetensors.torch.load(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise errors of many kinds on a file that is none of theirs
-        raise DataError(
-            f"model.weights: weights/{file} is no state dict: {type(error).__name__}: {error}",
-            hint="expected what torch.save(model.state_dict(), file) writes, or safetensors",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"model.weights: weights/{file} holds {type(state).__name__}, expected names with tensors")
-    return state
-
-
-def load_weights(module: nn.Module, head: str, state: StateDict, file: str) -> None:
-    """Load `state` into everything but the head. Raises DataError that lists what is missing or does not fit."""
-    own = {name: value for name, value in module.state_dict().items() if not _within(name, head)}
-    # auxiliary heads are part of torchvision's files for networks that are built without them here
-    given = {
-        name: value
-        for name, value in state.items()
-        if not _within(name, head) and (name in own or not name.lower().startswith("aux"))
-    }
-    # files older than torch 0.4.1 have no such counters; they do not matter where momentum is fixed
-    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in own]
-    misshapen = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
+def _as_wide(module: nn.Module, num_outputs: int) -> list[str]:
+    """Names of the linear and convolutional layers with so many outputs, in the network's order."""
+    return [
+        name
+        for name, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == num_outputs)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == num_outputs)
     ]
-    problems = [
-        f"{what} {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if problems:
-        raise DataError(
-            f"model.weights: weights/{file} does not fit the architecture: {'; '.join(problems)}",
-            hint="the file must hold a state dict of this very architecture; its head may differ",
-        )
-    module.load_state_dict(given, strict=False)
 
 
-def _within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
+def _sure_head(module: nn.Module, head: str, spec: ModelSpec, num_classes: int) -> str:
+    """The layer whose width follows the number of classes, where others of a factory's network are just as wide.
+
+    One of those, taken for the head, would be the only layer of the body that no weights fill.
+    """
+    if len(_as_wide(module, num_classes)) == 1:
+        return head
+    return find_head(_from_factory(spec, num_classes + 1), num_classes + 1, spec.architecture)
 
 
 def frozen_parameters(module: nn.Module, head: str, spec: ModelSpec) -> frozenset[str]:
@@ -218,17 +173,17 @@ def _part(module: nn.Module, names: list[str], head: str, part: str, architectur
     """Parameters of the fully connected part (the child that the head is in, if it is linear) or of the rest."""
     child = head.partition(".")[0]
     top = module.get_submodule(child)
-    rest = [layer for name, layer in module.named_modules() if name and not _within(name, child)]
+    rest = [layer for name, layer in module.named_modules() if name and not within(name, child)]
     if part == "fully_connected":
         exists = any(isinstance(layer, nn.Linear) for layer in top.modules()) and not any(
             isinstance(layer, nn.Conv2d) for layer in top.modules()
         )
-        chosen = [name for name in names if _within(name, child)]
+        chosen = [name for name in names if within(name, child)]
     else:
         exists = any(isinstance(layer, nn.Conv2d) for layer in rest) and not any(
             isinstance(layer, nn.MultiheadAttention) for layer in rest
         )
-        chosen = [name for name in names if not _within(name, child)]
+        chosen = [name for name in names if not within(name, child)]
     if not exists or not chosen:
         raise SpecError(
             f"model.freeze: {architecture} has no {part.replace('_', ' ')} part of its own",

@@ -120,9 +120,9 @@ class ModelSpec(Frozen):
     """Which network, which weights it starts from, and which of its parts stay as they are."""
 
     architecture: str = Field(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?)?$",
         description="a torchvision classifier by name (`alexnet`), or a factory `package.module:function` "
-        "that takes num_classes=",
+        "(or `package.module:Class.method`) that takes num_classes=",
     )
     arguments: dict[str, Scalar] = Field(default_factory=dict, description="further keyword arguments of the model")
     source_hash: Sha256 | None = Field(
@@ -139,6 +139,17 @@ class ModelSpec(Frozen):
         description="part that is not trained: none, convolutional, fully_connected (with the new head), "
         "or patterns of module names such as `features.*`",
     )
+
+    @model_validator(mode="after")
+    def _weights_are_named_in_one_place(self) -> Self:
+        # else the run would count as one that starts from weights, and start from random ones
+        if self.weights is None and self.weights_fingerprint is not None:
+            raise ValueError("a weights_fingerprint without weights: expected the file that it is of in model.weights")
+        if not self.is_factory and (named := {"weights", "pretrained"} & set(self.arguments)):
+            raise ValueError(
+                f"{min(named)!r} among the arguments: expected a file of the store in model.weights instead"
+            )
+        return self
 
     @property
     def is_factory(self) -> bool:

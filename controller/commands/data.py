@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 
@@ -23,13 +22,13 @@ from controller.wording import bytes_text, count_text, plain
 
 if TYPE_CHECKING:
     from trainer.dataset import DatasetIndex, PartName, SplitRule
-    from trainer.store import Store
 
 REDRAW_SECONDS = 0.2  # on a terminal
 PLAIN_SECONDS = 5.0  # between two lines elsewhere
 BAR_WIDTH = 24
 TEST_SHARE = 0.2  # of each class, with the rule `fraction`
-DOING = {"download": "downloading", "unpack": "unpacking", "import": "importing"}
+DOING = {"download": "downloading", "unpack": "unpacking", "import": "importing", "read": "reading"}
+BYTES_ALONE = ("download", "read")  # steps whose progress is in bytes, and in nothing else
 SHOWN = 20  # skipped files that are listed before it says how many more there are
 
 
@@ -151,6 +150,7 @@ def import_(
       grid data import caltech101 ~/101_ObjectCategories --split every-third --exclude BACKGROUND_Google
       grid data import birds https://example.org/birds.tar.gz --sha256 9f86d08…
     """
+    from controller.archive import grids_naming
     from trainer.importing import MAX_BYTES, import_dataset
 
     rule, share = split
@@ -177,7 +177,7 @@ def import_(
     finally:
         progress.close()
     index = imported.index
-    if imported.replaced is not None and (grids := _grids_of(store, name)):
+    if imported.replaced is not None and (grids := grids_naming(store, "data", name)):
         named = "1 grid names" if len(grids) == 1 else f"{len(grids):,} grids name"
         note(
             f"{named} the data set that this replaced: {', '.join(grids)}; their runs are new ones now: "
@@ -201,21 +201,6 @@ def import_(
         click.echo(f"and {len(index.skipped) - SHOWN:,} more: grid data show {index.name} --json", err=True)
     for text in index.notes:
         note(text)
-
-
-def _grids_of(store: Store, data_set: str) -> list[str]:
-    """The grids in the store that name the data set, as far as they can be read."""
-    from controller.archive import stored_grid, stored_grids
-    from controller.search import wanted
-    from trainer.failure import SpecError
-
-    found = []
-    for name in stored_grids(store):
-        with suppress(SpecError):  # whoever uses that grid is told
-            grid = stored_grid(store, name)
-            if grid is not None and data_set in wanted(grid).data:
-                found.append(name)
-    return found
 
 
 class ImportProgress:
@@ -252,7 +237,7 @@ class ImportProgress:
         if step == "list":
             return f"looking for images: {count_text(done, 'file')} so far"
         rate = f", {bytes_text(round(num_bytes / seconds))}/s" if seconds > 0.5 else ""
-        if step == "download":
+        if step in BYTES_ALONE:
             size = bytes_text(done) + (f" of {bytes_text(total)}" if total else "")
         else:
             thing = "images" if step == "import" else "files"

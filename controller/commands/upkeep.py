@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from controller.gc import Removal, Unwanted
     from controller.grid import Grid
     from controller.manifest import JobTemplate
+    from controller.plan import LackingWeights
     from controller.search import Needs
     from controller.settings import Settings
     from trainer.store import Store
@@ -219,7 +220,7 @@ def _checks(given: str | None, reach: Reach, *, probes: bool) -> Iterator[Check]
     if not reach.is_asked and settings is None:  # else this machine is not where runs are trained
         yield from doctor.check_torch()
         yield from doctor.guarded("cache", doctor.check_cache)
-    yield from _store_checks(needs)
+    yield from _store_checks(grid, needs)
     if settings is None:
         return
     try:
@@ -230,7 +231,7 @@ def _checks(given: str | None, reach: Reach, *, probes: bool) -> Iterator[Check]
     yield from doctor.guarded("cluster", lambda: _cluster_checks(template, reach.context, probes=probes))
 
 
-def _store_checks(needs: Needs | None) -> Iterator[Check]:
+def _store_checks(grid: Grid | None, needs: Needs | None) -> Iterator[Check]:
     from controller import doctor
     from trainer.failure import GridError
 
@@ -245,7 +246,22 @@ def _store_checks(needs: Needs | None) -> Iterator[Check]:
         return
     data, weights = (needs.data, needs.weights) if needs else ((), ())
     yield from doctor.guarded("data sets", lambda: doctor.check_data_sets(store, data))
-    yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights))
+    homes = _lacking(grid, store) if grid is not None and weights else {}
+    yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights, homes))
+
+
+def _lacking(grid: Grid, store: Store) -> Mapping[str, LackingWeights]:
+    """Of each weights file that is missing, which runs of the grid start from it; none known where it has no plan."""
+    from controller.archive import gather_facts
+    from controller.plan import lacking_weights
+    from controller.search import expand, wanted
+    from trainer.failure import DataError, GridError
+
+    lacking: dict[str, DataError] = {}
+    with suppress(GridError):  # what else is wrong is told beside
+        facts = gather_facts(store, wanted(grid), lacking=lacking)
+        return {each.file: each for each in lacking_weights(expand(grid, {}, facts), lacking)}
+    return {}
 
 
 def _cluster_settings(grid: str | None, reach: Reach) -> Settings | None:

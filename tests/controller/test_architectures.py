@@ -47,7 +47,16 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["own:small", "own:wide", "own:bound", "own:fallback", "own_package:tall", "own_package.inner:tall", "dynamic:x"],
+    [
+        "own:small",
+        "own:wide",
+        "own:bound",
+        "own:fallback",
+        "own_package:tall",
+        "own_package.inner:tall",
+        "dynamic:x",
+        "own:small.of",
+    ],
 )
 def test_a_factory_that_its_module_may_have_is_taken(own: Path, name: str) -> None:
     assert check_factory(name) == factory_source_hash(name)
@@ -68,3 +77,15 @@ def test_a_factory_that_is_not_there_is_told_with_what_is(own: Path, name: str, 
         check_factory(name)
     assert message in caught.value.message
     assert hint in str(caught.value.hint)
+
+
+def test_a_shipped_grids_network_is_there() -> None:
+    assert check_factory("efficientnet_lite_pytorch.model:EfficientNet.from_name")
+
+
+def test_a_missing_package_of_a_shipped_grid_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.identity.PathFinder.find_spec", lambda *_: None)
+    with pytest.raises(SpecError) as caught:
+        check_factory("efficientnet_lite_pytorch.model:EfficientNet.from_name")
+    assert "pip install efficientnet-lite-pytorch" in str(caught.value.hint)
+    assert "experiment-grid[lite]" in str(caught.value.hint)

@@ -23,6 +23,7 @@ from controller.archive import (
     decision_key,
     gather_facts,
     grid_key,
+    grids_naming,
     hold_run,
     read_held,
     read_intent,
@@ -114,6 +115,41 @@ def test_weights_are_known_by_their_hash(file_store: FileStore, small: Grid, tmp
     file_store.put("weights/a.pth", b"abc")
     with pytest.raises(DataError, match=r"begins with b'abc', expected what torch\.save writes"):
         gather_facts(file_store, needs)
+
+
+def test_all_weights_that_are_missing_are_told_at_once_each_with_its_cure(
+    file_store: FileStore, tmp_path: Path
+) -> None:
+    import_pictures(file_store, tmp_path / "pictures", per_class=6)
+    rows = "vary: {model.weights: [alexnet-owt-7be5be79.pth, mine.pth, net-00000000.pth]}"
+    needs = wanted(parse_grid(TEXT.replace("vary: {optimizer.lr: [0.1, 0.01]}", rows), "small.yaml"))
+    file_store.put("weights/net-00000000.pth", ZIP_HEAD)
+    with pytest.raises(DataError) as caught:
+        gather_facts(file_store, needs)
+    told = str(caught.value)
+    assert "`grid weights import https://download.pytorch.org/models/alexnet-owt-7be5be79.pth` puts it there" in told
+    assert "`grid weights import FILE --name mine.pth` puts it there" in told
+    assert "expected one that begins with 00000000, as the name says" in told
+    lacking: dict[str, DataError] = {}
+    facts = gather_facts(file_store, needs, lacking=lacking)
+    assert list(lacking) == list(needs.weights)
+    assert len(set(facts.weights.values())) == 3
+
+
+def test_a_kept_hash_does_not_let_a_file_pass_that_is_not_what_its_name_says(file_store: FileStore) -> None:
+    file_store.put("weights/net-00000000.pth", ZIP_HEAD)
+    for _ in range(2):
+        with pytest.raises(DataError, match="expected one that begins with 00000000"):
+            weights_sha256(file_store, "net-00000000.pth")
+
+
+def test_grids_that_name_a_weights_file_are_found(file_store: FileStore, small: Grid, facts: Facts) -> None:
+    adopt(small, file_store, facts)
+    text = TEXT.replace("alexnet}", "alexnet, weights: a.pth}").replace("grid: small", "grid: other")
+    file_store.put("grids/other/grid.yaml", text.encode())
+    file_store.put("grids/torn/grid.yaml", b"{")
+    assert grids_naming(file_store, "weights", "a.pth") == ["other"]
+    assert grids_naming(file_store, "data", "pictures") == ["other", "small"]
 
 
 def test_weights_are_read_whole_once_for_each_version_of_theirs(

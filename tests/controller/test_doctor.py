@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from controller import doctor
 from controller.doctor import Check
+from controller.plan import LackingWeights
 from controller.search import Needs
 from trainer.failure import StoreError
 from trainer.probe import Answer, TorchAnswer
@@ -185,12 +187,22 @@ def test_an_empty_store_is_worth_knowing_and_not_wrong(file_store: FileStore) ->
 
 
 def test_weights_are_looked_up_in_the_store(file_store: FileStore) -> None:
-    file_store.put("weights/net.pth", b"PK\x03\x04 and so on")
+    content = b"PK\x03\x04 and so on"
+    digits = hashlib.sha256(content).hexdigest()
+    named = (f"net-{digits[:8]}.pth", "net-00000000.pth", "net.pth")
+    for name in named:
+        file_store.put(f"weights/{name}", content)
     file_store.put("weights/junk.pth", b"<!DOCTYPE html>")
-    checks = list(doctor.check_weights(file_store, ["net.pth", "none.pth", "net.pth", "junk.pth"]))
-    assert [check.state for check in checks] == ["ok", "wrong", "wrong"]
-    assert "weights/none.pth" in str(checks[1].cure)
-    assert "begins with b'<!DOCTYPE html>', expected what torch.save writes" in checks[2].found
+    missing = "alexnet-owt-7be5be79.pth"
+    homes = {missing: LackingWeights(missing, "", None, ("default/default", "lr/0.1"), 2)}
+    checks = list(doctor.check_weights(file_store, [*named, missing, missing, "junk.pth"], homes))
+    assert [check.state for check in checks] == ["ok", "wrong", "ok", "wrong", "wrong"]
+    assert checks[0].found == f"in the store, SHA-256 begins with {digits[:8]}, as the name says"
+    assert "expected one that begins with 00000000" in checks[1].found
+    assert checks[2].found == f"in the store, SHA-256 {digits[:12]}…"
+    assert checks[3].found.endswith("2 runs start from it: default/default, lr/0.1")
+    assert checks[3].cure == f"`grid weights import https://download.pytorch.org/models/{missing}` puts it there"
+    assert "begins with b'<!DOCTYPE html>', expected what torch.save writes" in checks[4].found
 
 
 def test_networks_are_looked_up_in_their_source() -> None:

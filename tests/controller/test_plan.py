@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from controller.grid import Grid, parse_grid, read_grid
-from controller.plan import Bounds, Plan, Sizes, Speed, SpeedKey, make_plan, plan_text, shapes_of, speeds_of
+from controller.plan import (
+    Bounds,
+    Plan,
+    Sizes,
+    Speed,
+    SpeedKey,
+    make_plan,
+    plan_text,
+    refuse_lacking,
+    shapes_of,
+    speeds_of,
+)
 from controller.search import DataFacts, Facts, expand
 from controller.standing import Choice
+from trainer.failure import DataError
 from trainer.result import Result
 from trainer.sizes import Size
 
@@ -318,3 +331,57 @@ def test_networks_are_counted_once_however_many_rows_train_them() -> None:
 
     shapes = shapes_of(expand(grid, {}, FACTS), FACTS)
     assert [(shape.model.architecture, shape.num_classes) for shape in shapes] == [("alexnet", 2), ("resnet18", 2)]
+
+
+LACKING = """\
+stages:
+  - name: start
+    points:
+      - {name: scratch}
+      - {name: transferred, model.weights: alexnet-owt-7be5be79.pth}
+  - {name: lr, vary: {optimizer.lr: [1, 10]}}
+  - {name: test, test: {these: [{stage: start, this: {name: transferred}}], because: why not}}
+"""
+
+
+def lacking_plan(grid: Grid) -> Plan:
+    facts = replace(FACTS, weights={"alexnet-owt-7be5be79.pth": "0" * 64})
+    error = DataError("no weights/alexnet-owt-7be5be79.pth", hint="`grid weights import it`")
+    return make_plan(grid, expand(grid, {}, facts), facts, set(), {}, lacking={"alexnet-owt-7be5be79.pth": error})
+
+
+def test_runs_that_lack_their_weights_are_told_with_the_cure_and_without_ids() -> None:
+    plan = lacking_plan(parse(HEAD + LACKING, seeds=2))
+    start, _, test = plan.stages
+    assert [(row.experiment, len(row.runs), row.states) for row in start.rows] == [
+        ("scratch", 2, ("new", "new")),
+        ("transferred", 0, ("lacking", "lacking")),
+    ]
+    assert (test.rows[0].runs, test.num_runs) == ((), 2)
+    [lacking] = plan.lacking
+    assert (lacking.experiments, lacking.num_runs) == (("start/transferred",), 2)
+    text = plan_text(plan)
+    assert "transferred  id known later" in text
+    assert "alexnet-owt-7be5be79.pth is missing: 2 runs start from it: start/transferred" in text
+    assert "  hint: `grid weights import it`" in text
+    assert json.loads(json.dumps(plan.record()))["lacking"][0]["cure"] == "`grid weights import it`"
+    with pytest.raises(DataError, match=r"no weights/alexnet-owt-7be5be79\.pth"):
+        refuse_lacking(plan.lacking)
+
+
+def test_a_plan_that_lacks_nothing_is_not_refused() -> None:
+    plan = plan_of(parse(HEAD + CHAIN))
+    assert plan.lacking == ()
+    refuse_lacking(plan.lacking)
+
+
+def test_weights_of_rows_that_are_not_known_yet_are_told_too() -> None:
+    text = LACKING.replace(
+        "vary: {optimizer.lr: [1, 10]}", "set: {model.weights: b.pth}, vary: {optimizer.lr: [1, 10]}"
+    )
+    grid = parse(
+        HEAD + text.replace("{name: transferred, model.weights: alexnet-owt-7be5be79.pth}", "{name: transferred}")
+    )
+    facts = replace(FACTS, weights={"b.pth": "0" * 64})
+    plan = make_plan(grid, expand(grid, {}, facts), facts, set(), {}, lacking={"b.pth": DataError("no b.pth")})
+    assert "b.pth is missing: rows of stages that wait may start from it" in plan_text(plan)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from trainer.failure import DataError, SpecError
+from trainer.failure import SpecError
 from trainer.model import Network, build_network
 from trainer.spec import ModelSpec
 from trainer.store import Store, open_store
@@ -98,9 +98,26 @@ def test_equal_seeds_draw_equal_weights_and_others_do_not(store: Store) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+class Networks:
+    @classmethod
+    def named(cls, name: str, num_classes: int) -> nn.Module:
+        if name != "two":
+            raise ValueError(f"no network {name}")
+        return two_layers(num_classes)
+
+
+def test_a_factory_may_be_a_method_of_a_class(store: Store) -> None:
+    network = build(store, 3, architecture=f"{__name__}:Networks.named", arguments={"name": "two"})
+    assert network.num_parameters == two_layers_numbers(3, 4)
+
+
+def two_layers_numbers(num_classes: int, width: int) -> int:
+    return 3 * width * 9 + width + width * num_classes + num_classes
+
+
 def test_a_factory_is_called_with_its_arguments(store: Store) -> None:
     network = build(store, 3, architecture=f"{__name__}:two_layers", arguments={"width": 8})
-    assert network.num_parameters == 3 * 8 * 9 + 8 + 8 * 3 + 3
+    assert network.num_parameters == two_layers_numbers(3, 8)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +128,8 @@ def test_a_factory_is_called_with_its_arguments(store: Store) -> None:
         ({"architecture": f"{__name__}:no_such_function"}, "no_such_function"),
         ({"architecture": f"{__name__}:not_a_module"}, "gave str, expected a nn.Module"),
         ({"architecture": f"{__name__}:two_layers", "arguments": {"wdth": 1}}, "it takes: num_classes, width"),
+        ({"architecture": f"{__name__}:Networks.other"}, "has no attribute 'other'"),
+        ({"architecture": f"{__name__}:Networks.named", "arguments": {"name": "three"}}, "no network three"),
         ({"architecture": "squeezenet1_1", "freeze": "fully_connected"}, "features.*, classifier.*"),
         ({"architecture": "vit_b_16", "freeze": "convolutional"}, "conv_proj.*, encoder.*, heads.*"),
         ({"architecture": "alexnet", "freeze": ["feature.*"]}, "pattern 'feature.*' matches no parameter"),
@@ -177,41 +196,3 @@ def test_weights_of_another_number_of_classes_fill_all_but_the_head(store: Store
     own, theirs = network.module.state_dict(), trained.module.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in own if not name.startswith(network.head))
     assert own["classifier.1.weight"].shape[0] == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: state.pop("features.0.weight"), "missing features.0.weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "unexpected extra"),
-        (lambda state: state.update({"features.0.bias": torch.zeros(2)}), "features.0.bias (2,) instead of (64,)"),
-    ],
-    ids=["missing", "unexpected", "shape"],
-)
-def test_weights_that_do_not_fit_are_refused_by_name(store: Store, change: object, message: str) -> None:
-    state = dict(build(store, 5, architecture="squeezenet1_1").module.state_dict())
-    assert callable(change)
-    change(state)
-    save(store, state, "net.pth")
-    with pytest.raises(DataError) as caught:
-        build(store, 5, architecture="squeezenet1_1", weights="net.pth")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04cos\nsystem\n."], ids=["empty", "text", "pickle"])
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_file_that_is_no_state_dict_is_refused(store: Store, content: bytes, suffix: str) -> None:
-    store.put(f"weights/bad.{suffix}", content)
-    with pytest.raises(DataError, match="is no state dict"):
-        build(store, 5, architecture="squeezenet1_1", weights=f"bad.{suffix}")
-
-
-def test_weights_that_changed_since_the_plan_are_refused(store: Store) -> None:
-    save(store, {"a": torch.zeros(1)}, "net.pth")
-    with pytest.raises(DataError, match="the spec expects 0000"):
-        build(store, 5, architecture="squeezenet1_1", weights="net.pth", weights_fingerprint="0" * 64)
-
-
-def test_missing_weights_name_where_they_belong(store: Store) -> None:
-    with pytest.raises(DataError, match=r"copy the state dict to weights/none\.pth"):
-        build(store, 5, architecture="squeezenet1_1", weights="none.pth")

@@ -59,6 +59,15 @@ def test_a_name_chooses_the_optimizer_and_the_schedule() -> None:
         pytest.param({"micro_batch": 300}, id="micro-batch larger than batch"),
         pytest.param({"optimizer": {"nesterov": True, "momentum": 0}}, id="nesterov without momentum"),
         pytest.param({"model": {"architecture": "a b"}}, id="architecture that is no name"),
+        pytest.param({"model": {"architecture": "a.b:C.d.e"}}, id="factory deeper than a class's method"),
+        pytest.param(
+            {"model": {"architecture": "alexnet", "weights_fingerprint": "1" * 64}}, id="fingerprint of no weights"
+        ),
+        pytest.param({"model": {"architecture": "alexnet", "arguments": {"pretrained": True}}}, id="pretrained=True"),
+        pytest.param(
+            {"model": {"architecture": "alexnet", "arguments": {"weights": "IMAGENET1K_V1"}}},
+            id="weights as an argument",
+        ),
         pytest.param({"data": {"name": "../x"}}, id="data set that leaves its folder"),
         pytest.param({"data": {"name": "d", "fingerprint": "abc"}}, id="fingerprint that is no SHA-256"),
         pytest.param({"optimizer": {"name": "adamw", "momentum": 0.9}}, id="value of another optimizer"),
