@@ -29,7 +29,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL = help
 .PHONY: image kind-up kind-env kind-down deploy test-cluster submit watch logs pause resume cancel need-run need-env
-.PHONY: help setup demo test check format data plan run status table bench clean need-grid need-source
+.PHONY: help setup demo test check format data plan run status table report digits bench clean need-grid need-source
 
 help: ## list the targets
 	@printf 'experiment-grid: a grid of real networks on real images, and one table to compare them.\n\n'
@@ -62,18 +62,26 @@ $(STAMP): pyproject.toml uv.lock
 	  fi; \
 	fi; \
 	echo 'setup: installing the locked packages into $(VENV) (torch is large: minutes the first time)'; \
-	env -u VIRTUAL_ENV "$$uv" sync --frozen --extra demo --quiet; \
+	env -u VIRTUAL_ENV "$$uv" sync --frozen --all-extras --quiet; \
 	touch $@; \
 	echo 'setup: done'
 
 demo: setup ## train a small grid on handwritten digits and print its table (under 3 minutes)
 	@echo 'demo: 1 of 3, the digits become an image folder and then a data set'
-	@$(BIN)/grid data digits .cache/digits
-	@$(GRID_CLI) data import digits .cache/digits
+	@$(MAKE) --no-print-directory digits
 	@echo 'demo: 2 of 3, the grid trains'
 	@$(GRID_CLI) run demo
 	@echo 'demo: 3 of 3, the table'
 	@$(GRID_CLI) table demo
+
+report: need-grid setup ## train what GRID=name lacks, then write its report: one HTML page, and its figures
+	@$(if $(filter %.mini,$(GRID)),$(MAKE) --no-print-directory digits)
+	@$(GRID_CLI) run '$(GRID)' $(ARGS)
+	@$(GRID_CLI) report '$(GRID)'
+
+digits: setup
+	@$(BIN)/grid data digits .cache/digits
+	@$(GRID_CLI) data import digits .cache/digits
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest -q -n 2 $(ARGS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
-from controller.search import Decision
+from controller.noise import Answers, read_answers
+from controller.search import Decision, Expansion
 from trainer.failure import DataError, Failure
 from trainer.lease import LeaseRecord, lease_key
 from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult, parse_record
@@ -16,6 +18,8 @@ RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
 PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
 NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
 FEW = 64  # so many objects are asked for, or missed, one by one before a listing is paged through
+
+MOST_ANSWERS = 64  # tests whose predictions one table reads: a megabyte or so each
 
 OfRun = TypeVar("OfRun", Result, ResultNumbers, TestResult, Failure)
 
@@ -53,6 +57,25 @@ def read_tests(
 ) -> dict[str, TestResult]:
     """Numbers on the test part by run id, as `read_results` reads results."""
     return _read_runs(store, TESTS, TestResult, runs, known or {})
+
+
+def read_test_answers(store: Store, expansion: Expansion, tests: Mapping[str, TestResult]) -> dict[str, Answers]:
+    """What runs answered on the test part, by run id, for the test stages that have two tested rows to compare.
+
+    A stage is read whole or not at all: MOST_ANSWERS in all stages together. A run whose predictions are missing, or
+    cannot be read, is left out: the numbers of its test stand without them.
+    """
+    wanted: dict[str, str] = {}  # run by key
+    for stage in expansion.stages:
+        rows = [[run.id for run in row.runs if run.id in tests] for row in stage.experiments] if stage.is_test else []
+        further = {tests[run].predictions: run for runs in rows for run in runs}
+        if sum(map(bool, rows)) >= 2 and len(wanted | further) <= MOST_ANSWERS:
+            wanted |= further
+    read = {}
+    for key, data in _tried(store, list(wanted)):
+        with suppress(DataError):
+            read[wanted[key]] = read_answers(key, data)
+    return read
 
 
 def read_failures(store: Store, runs: Collection[str] | None = None) -> dict[str, Failure]:

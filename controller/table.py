@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from controller import noise
+from controller.published import Comparison, Figures
 from controller.search import Decision, Expansion, Experiment, Facts, StageExpansion
 from controller.standing import Known, State, Work, run_state
 from controller.wording import listed
@@ -16,6 +18,7 @@ from trainer.result import Numerics, ResultNumbers, TestResult
 from trainer.spec import ExperimentSpec, lower_is_better
 
 MAJORITY = "majority class"
+NEAR: noise.Verdict = "cannot be told from it"
 
 RESULT_NUMBERS = tuple(
     name for name, info in ResultNumbers.model_fields.items() if info.annotation in (int, float) and name != "seed"
@@ -92,6 +95,20 @@ class TableRow:
     kept: bool = False
     exact: bool | None = None  # none without a result
     notes: tuple[int, ...] = ()  # numbers of the table's notes that concern this row
+    published: Mapping[str, float] = field(default_factory=dict)  # what someone published of it, by metric
+    beside_best: noise.Comparison | None = None  # over seeds, by the stage's metric; none where nothing is to be said
+    test_beside_best: noise.TestComparison | None = None  # over test images, in a test stage; none likewise
+
+    @property
+    def is_near_best(self) -> bool:
+        """Whether it is whole, and over seeds or over test images cannot be told from the best row."""
+        found = (self.beside_best, self.test_beside_best)
+        return self.state == "done" and any(each is not None and each.verdict == NEAR for each in found)
+
+    def difference(self, metric: str) -> float | None:
+        """Our mean less the published figure; none where one of the two is missing."""
+        ours = self.numbers.get(metric)
+        return ours.mean - self.published[metric] if ours is not None and metric in self.published else None
 
     @property
     def num_done(self) -> int:
@@ -132,6 +149,12 @@ class StageTable:
         if len(self.majorities) == 1:
             return (MAJORITY,)
         return tuple(f"{MAJORITY} ({one.data})" for one in self.majorities)
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The metrics that someone published of any of the rows, in the order of NUMBERS."""
+        found = {metric for row in self.rows for metric in row.published}
+        return tuple(name for name in NUMBERS if name in found) if found else ()
 
     @property
     def is_final(self) -> bool:
@@ -197,12 +220,16 @@ def build_table(
     *,
     facts: Facts | None = None,
     metrics: Mapping[str, str] | None = None,
+    compared: Comparison | None = None,
+    answers: Mapping[str, noise.Answers] | None = None,
 ) -> Table:
     """The table of `expansion` with all that is known of its runs; `active` is as `run_state` takes it.
 
     `facts` gives the majority rows. `metrics` names the validation metric that a stage's `keep` rule compares;
-    without it the decision's counts, then the one that chooses the best epoch.
+    without it the decision's counts, then the one that chooses the best epoch. `compared` has what was published.
+    `answers` has what runs answered on the test part: test stages are compared by it too, as far as it goes.
     """
+    compared = compared or Comparison()
     stages = []
     notes = _Notes()
     for stage in expansion.stages:
@@ -211,6 +238,8 @@ def build_table(
         best = _best(rows, metric)
         kept = set(stage.decision.kept) if stage.decision and not stage.is_test else set()
         _note_inexact(notes, stage, known.results)
+        _note_figures(notes, stage, compared)
+        rows = _beside_best(rows, stage, metric, best, known, answers or {})
         stages.append((stage, metric, rows, best, kept))
     _note_numerics(notes, expansion, known.results, known.tests)
     return Table(
@@ -222,13 +251,23 @@ def build_table(
                 is_test=stage.is_test,
                 metric=metric,
                 rows=tuple(
-                    _marked(row, index in best, row.experiment in kept, notes.of.get((stage.name, row.experiment), ()))
+                    _marked(
+                        row,
+                        index in best,
+                        row.experiment in kept,
+                        notes.of.get((stage.name, row.experiment), ()),
+                        compared.figures.get((stage.name, row.experiment)),
+                    )
                     for index, row in enumerate(rows)
                 ),
                 decision=stage.decision,
                 waiting=stage.waiting,
                 majorities=_majorities(stage.experiments, facts or Facts()),
-                remarks=_remarks(stage, rows, best),
+                remarks=(
+                    *_remarks(stage, rows, best),
+                    *_told_unread(rows, known.tests, answers or {}),
+                    *_told_published(compared, stage.name),
+                ),
             )
             for stage, metric, rows, best, kept in stages
         ),
@@ -236,12 +275,22 @@ def build_table(
     )
 
 
-def _marked(row: TableRow, best: bool, kept: bool, notes: Sequence[int]) -> TableRow:
-    if not (best or kept or notes):
+def _marked(row: TableRow, best: bool, kept: bool, notes: Sequence[int], figures: Figures | None) -> TableRow:
+    if not (best or kept or notes or figures):
         return row
-    return TableRow(
-        row.experiment, row.values, row.runs, row.state, row.reason, row.numbers, best, kept, row.exact, tuple(notes)
-    )
+    published = {} if figures is None else {str(metric): value for metric, value in figures.numbers.items()}
+    return replace(row, best=best, kept=kept, notes=tuple(notes), published=published)
+
+
+def _told_published(compared: Comparison, stage: str) -> tuple[str, ...]:
+    return tuple(f"published: {text}" for text in compared.remarks.get(stage, ()))
+
+
+def _note_figures(notes: _Notes, stage: StageExpansion, compared: Comparison) -> None:
+    for experiment in stage.experiments:
+        figures = compared.figures.get((stage.name, experiment.name))
+        if figures is not None and figures.note is not None:
+            notes.add(f"published: {figures.note}", stage.name, experiment.name)
 
 
 def _metric(stage: StageExpansion, metrics: Mapping[str, str]) -> str:
@@ -318,6 +367,63 @@ def _best(rows: Sequence[TableRow], metric: str) -> set[int]:
     }
     lowest = min(means.values(), default=None)
     return {index for index, mean in means.items() if mean == lowest}
+
+
+def _beside_best(
+    rows: Sequence[TableRow],
+    stage: StageExpansion,
+    metric: str,
+    best: set[int],
+    known: Known,
+    answers: Mapping[str, noise.Answers],
+) -> list[TableRow]:
+    """The rows with what is to be said of each beside the best: nothing where there is no best row, or no other."""
+    value = attrgetter(metric)
+    values = [
+        {run.seed: float(value(known.results[run.id])) for run in experiment.runs if run.id in known.results}
+        for experiment in stage.experiments
+    ]
+    if not best or sum(map(bool, values)) < 2:
+        return list(rows)
+    compared = noise.compare(values, lower_is_better=lower_is_better(metric), best=best)
+    tests = _compare_tests(rows, best, known.tests, answers) if stage.is_test and answers else (None,) * len(rows)
+    return [
+        replace(row, beside_best=found if has else None, test_beside_best=test)
+        for row, has, found, test in zip(rows, values, compared, tests, strict=True)
+    ]
+
+
+def _compare_tests(
+    rows: Sequence[TableRow], best: set[int], tests: Mapping[str, TestResult], answers: Mapping[str, noise.Answers]
+) -> Sequence[noise.TestComparison | None]:
+    """What the test images say of each row beside the first of the best; nothing of rows whose answers lack in part."""
+    first = min(best)
+    tested = [[run.id for run in row.runs if run.id in tests] for row in rows]
+    data = {tests[run].data_fingerprint for run in tested[first]}  # another version has other images at the same place
+    read = [
+        [answers[run] for run in runs]
+        if all(run in answers and {tests[run].data_fingerprint} == data for run in runs)
+        else []
+        for runs in tested
+    ]
+    return noise.compare_tests(read, first)
+
+
+def _told_unread(
+    rows: Sequence[TableRow], tests: Mapping[str, TestResult], answers: Mapping[str, noise.Answers]
+) -> tuple[str, ...]:
+    """Which rows lack answers, in a stage where some have them."""
+    tested = [
+        (row.experiment, run.id in answers)
+        for row in rows
+        if row.numbers.num_tests
+        for run in row.runs
+        if run.id in tests
+    ]
+    names = list(dict.fromkeys(name for name, is_read in tested if not is_read))
+    if not names or not any(is_read for _, is_read in tested):
+        return ()
+    return (f"{listed(names)}: not compared over test images: predictions are missing, or cannot be read",)
 
 
 def _majorities(experiments: Sequence[Experiment], facts: Facts) -> tuple[Majority, ...]:

@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 from math import isfinite
+from typing import Literal
 
 from rich.cells import cell_len, chop_cells
 
-from controller.table import POSITIONS, RESULT_NUMBERS, TEST_NUMBERS, StageTable, Table, TableRow
+from controller.noise import Comparison, TestComparison
+from controller.table import NEAR, POSITIONS, RESULT_NUMBERS, TEST_NUMBERS, StageTable, Table, TableRow
 from controller.wording import bytes_text, count_text, listed, plain, seconds_text, wrapped
 from trainer.spec import lower_is_better
 
+Kind = Literal["ours", "published", "difference"]
+
 
 @dataclass(frozen=True, slots=True)
-class _Column:
-    number: str
-    short: str
-    long: str
+class Column:
+    """A column of a stage's table: a number of ours, what someone published of it, or the difference."""
+
+    number: str  # of controller.table.NUMBERS
+    short: str  # its head in a terminal
+    long: str  # and where there is room
+    kind: Kind = "ours"
+
+    @property
+    def key(self) -> tuple[str, Kind]:
+        """What tells it from the stage's other columns."""
+        return self.number, self.kind
 
 
 _COLUMNS = (
-    _Column("train_loss", "train loss", "train loss"),
-    _Column("train_accuracy", "train acc", "train accuracy"),
-    _Column("validation_loss", "val loss", "validation loss"),
-    _Column("validation_accuracy", "val acc", "validation accuracy"),
-    _Column("validation_balanced_accuracy", "val bal acc", "validation balanced accuracy"),
-    _Column("validation_top5_accuracy", "val top-5", "validation top-5 accuracy"),
-    _Column("test_loss", "test loss", "test loss"),
-    _Column("test_accuracy", "test acc", "test accuracy"),
-    _Column("test_balanced_accuracy", "test bal acc", "test balanced accuracy"),
-    _Column("test_top5_accuracy", "test top-5", "test top-5 accuracy"),
-    _Column("best_epoch", "best epoch", "best epoch"),
-    _Column("num_trainable_parameters", "trained", "trainable parameters"),
-    _Column("num_parameters", "parameters", "parameters"),
-    _Column("wall_seconds", "time", "time"),
-    _Column("images_per_second", "images/s", "images/s"),
-    _Column("peak_memory_bytes", "memory", "peak memory"),
+    Column("train_loss", "train loss", "train loss"),
+    Column("train_accuracy", "train acc", "train accuracy"),
+    Column("validation_loss", "val loss", "validation loss"),
+    Column("validation_accuracy", "val acc", "validation accuracy"),
+    Column("validation_balanced_accuracy", "val bal acc", "validation balanced accuracy"),
+    Column("validation_top5_accuracy", "val top-5", "validation top-5 accuracy"),
+    Column("test_loss", "test loss", "test loss"),
+    Column("test_accuracy", "test acc", "test accuracy"),
+    Column("test_balanced_accuracy", "test bal acc", "test balanced accuracy"),
+    Column("test_top5_accuracy", "test top-5", "test top-5 accuracy"),
+    Column("best_epoch", "best epoch", "best epoch"),
+    Column("num_trainable_parameters", "trained", "trainable parameters"),
+    Column("num_parameters", "parameters", "parameters"),
+    Column("wall_seconds", "time", "time"),
+    Column("images_per_second", "images/s", "images/s"),
+    Column("peak_memory_bytes", "memory", "peak memory"),
 )
 _BY_IMPORTANCE = (  # after the stage's own metric; what does not fit a terminal's width is left to the other formats
     "test_accuracy",
@@ -62,46 +74,116 @@ _BY_IMPORTANCE = (  # after the stage's own metric; what does not fit a terminal
 
 
 _Cell = tuple[str, str]  # the part aligned right, and the part after it aligned left
-_Form = Callable[[float, float | None], _Cell]
+DIGITS, MOST_DIGITS = 3, 6  # behind the point of an accuracy or a loss: more only where rows could not be told apart
+FEW_ROWS = 20  # up to here every two rows are told apart, above only the first from the next
+WIDE = 80  # cells: from here on, intervals are told
+MOST_PUBLISHED = 4  # digits that are shown of a published figure
 
 
-@cache
-def _form(number: str) -> _Form:
-    """How a number of that name is written: its mean and its ` ± std`, the latter empty where spread says little."""
-    if number.endswith("_seconds"):
-        return lambda mean, _std: (seconds_text(mean), "")
-    if number.endswith("_bytes"):
-        return lambda mean, _std: (bytes_text(mean), "")
-    if number == "images_per_second":
-        return lambda mean, _std: (f"{mean:,.1f}", "")
-    if number.endswith("_accuracy"):
-        return lambda mean, std: (f"{mean:.3f}", "" if std is None else f" ± {std:.3f}")
-    if number.endswith("_loss"):
-        return _loss
-    return _count
+def cells_of(column: Column, stage: StageTable) -> list[_Cell]:
+    """The column's cells, one for each row of the stage; empty where there is no number."""
+    if column.kind == "published":
+        return [(_as_published(column.number, row.published.get(column.number)), "") for row in stage.rows]
+    if column.kind == "difference":
+        return [(_signed(column.number, row.difference(column.number)), "") for row in stage.rows]
+    return _cells(column.number, stage.rows)
 
 
-def _loss(mean: float, std: float | None) -> _Cell:
-    form = ".3f" if abs(mean) < 10 else ",.2f" if abs(mean) < 1e6 else ".3g"
-    return f"{mean:{form}}", "" if std is None else f" ± {std:{form}}"
-
-
-def _count(mean: float, std: float | None) -> _Cell:
-    form = ",.0f" if not std and float(mean).is_integer() else ",.1f"
-    return f"{mean:{form}}", f" ± {std:{form}}" if std or (std is not None and not isinstance(mean, int)) else ""
+def majority_cells(column: Column, stage: StageTable) -> list[str]:
+    """The column's cells of the stage's majority rows."""
+    if column.kind != "ours":
+        return [""] * len(stage.majorities)
+    digits = _digits(column.number, stage.rows)
+    found = [one.numbers.get(column.number) for one in stage.majorities]
+    return ["" if value is None else f"{value:.{digits}f}" for value in found]
 
 
 def _cells(number: str, rows: Sequence[TableRow]) -> list[_Cell]:
-    """The column of that number, a cell for each row."""
-    position, form = POSITIONS[number], _form(number)
+    position, digits = POSITIONS[number], _digits(number, rows)
     cells = []
     for row in rows:
         mean, std = row.numbers.at(position)
-        cells.append(("", "") if mean is None else form(mean, std) if isfinite(mean) else (str(mean), ""))
+        cells.append(("", "") if mean is None else _written(number, mean, std, digits))
     return cells
 
 
-def _columns(stage: StageTable) -> list[_Column]:
+def _written(number: str, mean: float, std: float | None, digits: int = DIGITS) -> _Cell:
+    """The mean of a number of that name and its ` ± std`, the latter empty where spread says little."""
+    if not isfinite(mean):
+        return str(mean), ""
+    if number.endswith("_seconds"):
+        return seconds_text(mean), ""
+    if number.endswith("_bytes"):
+        return bytes_text(mean), ""
+    if number == "images_per_second":
+        return f"{mean:,.1f}", ""
+    if number.endswith("_accuracy"):
+        form = f".{digits}f"
+    elif number.endswith("_loss"):
+        form = f".{digits}f" if abs(mean) < 10 else f",.{digits - 1}f" if abs(mean) < 1e6 else ".3g"
+    else:
+        form = ",.0f" if not std and float(mean).is_integer() else ",.1f"
+        return f"{mean:{form}}", f" ± {std:{form}}" if std or (std is not None and not isinstance(mean, int)) else ""
+    return f"{mean:{form}}", "" if std is None else f" ± {std:{form}}"
+
+
+def _digits(number: str, rows: Sequence[TableRow]) -> int:
+    """How many digits tell rows apart that differ in that number, where MOST_DIGITS can: in a long table its first."""
+    if not number.endswith(("_accuracy", "_loss")):
+        return DIGITS
+    position = POSITIONS[number]
+    means = {mean for row in rows if (mean := row.numbers.at(position)[0]) is not None and isfinite(mean)}
+    ordered = sorted(means, reverse=not lower_is_better(number))
+    pairs = list(pairwise(ordered))
+    told = pairs if len(rows) <= FEW_ROWS else pairs[:1]
+    return max((_digits_between(number, *pair) for pair in told), default=DIGITS)
+
+
+def _digits_between(number: str, one: float, other: float) -> int:
+    for digits in range(DIGITS, MOST_DIGITS + 1):
+        if _written(number, one, None, digits) != _written(number, other, None, digits):
+            return digits
+    return DIGITS
+
+
+def _as_published(number: str, value: float | None) -> str:
+    """A published figure with the digits that it was published with: two at least."""
+    if value is None:
+        return ""
+    if not number.endswith(("_accuracy", "_loss")):
+        return f"{value:,.10g}"
+    digits = len(f"{value:.{MOST_PUBLISHED}f}".rstrip("0").partition(".")[2])
+    return f"{value:.{max(2, digits)}f}"
+
+
+def _signed(number: str, difference: float | None) -> str:
+    if difference is None or not isfinite(difference):
+        return ""
+    if not number.endswith(("_accuracy", "_loss")):
+        return f"{difference:+,.10g}" if difference else "0"
+    text = f"{difference:+.{DIGITS}f}"
+    return text if float(text) else f"{0:.{DIGITS}f}"
+
+
+def columns_of(stage: StageTable) -> list[Column]:
+    """The stage's columns in order; beside what was published of a number stand the figure and the difference."""
+    ours, published = {column.number for column in _columns(stage)}, stage.published
+    columns = []
+    for column in _COLUMNS:
+        number, short, long = column.number, "publ.", "published"
+        if number in ours:
+            columns.append(column)
+        else:
+            short, long = f"{column.short} publ.", f"{column.long}, published"
+        if number in published:
+            columns.append(Column(number, short, long, "published"))
+            if any(row.difference(number) is not None for row in stage.rows):
+                columns.append(Column(number, "diff", "difference", "difference"))
+    return columns
+
+
+def _columns(stage: StageTable) -> list[Column]:
+    """Those of our own numbers."""
     present: set[str] = set()
     if any(row.numbers.num_results for row in stage.rows):
         present.update(RESULT_NUMBERS)
@@ -110,11 +192,25 @@ def _columns(stage: StageTable) -> list[_Column]:
     return [column for column in _COLUMNS if column.number in present]
 
 
+def _lead(stage: StageTable) -> tuple[str, ...]:
+    """What the stage's rows are there for."""
+    return ("test_accuracy", stage.metric) if stage.is_test else (stage.metric,)
+
+
+def _by_importance(stage: StageTable) -> list[tuple[str, Kind]]:
+    """Which columns a narrow terminal shows first: what rows are there for, then what can be compared with others."""
+    lead = _lead(stage)
+    names = list(dict.fromkeys((*lead, *_BY_IMPORTANCE)))
+    first = [name for name in names if name in lead or name in stage.published]
+    kinds: tuple[Kind, ...] = ("ours", "published", "difference")
+    return [(name, kind) for name in first for kind in kinds] + [(name, "ours") for name in names if name not in first]
+
+
 def _mark(row: TableRow, is_final: bool) -> str:
     """What is to be said of a row in two words: best, kept, or why its numbers are missing or not all there."""
     if row.state != "done":
         return f"{row.state} {row.num_done}/{len(row.runs)}" if row.num_done else row.state
-    marks = [("best" if is_final else "best so far")] if row.best else []
+    marks = [("best" if is_final else "best so far")] if row.best else ["≈ best"] if row.is_near_best else []
     return ", ".join([*marks, *(["kept"] if row.kept else [])])
 
 
@@ -124,6 +220,54 @@ def _legend(stage: StageTable) -> str | None:
     over = " over seeds" if any(len(row.runs) > 1 for row in stage.rows) else ""
     mean = f"mean {stage.metric}{over}" if over else stage.metric
     return f"best: the {'lowest' if lower_is_better(stage.metric) else 'highest'} {mean}"
+
+
+def _compared_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
+    """What `≈ best` means in the stage, and by which method; with the intervals where there is room for them."""
+    others = [row for row in stage.rows if not row.best]
+    over_seeds = [(row, row.beside_best) for row in others if row.beside_best is not None]
+    over_images = [(row, row.test_beside_best) for row in others if row.test_beside_best is not None]
+    texts = []
+    numbers = sorted({found.num_seeds for _, found in over_seeds if found.p_value is not None})
+    if numbers:
+        many = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        method = f"over {many} seeds (paired t, Holm)"
+        near = [(row, found) for row, found in over_seeds if row.is_near_best and found.verdict == NEAR]
+        if near:
+            texts.append(f"≈ best: not to be told from it {method}{_intervals(near, stage.metric, with_intervals)}")
+        elif len(over_seeds) == len(others) and all(found.verdict == "worse" for _, found in over_seeds):
+            texts.append(f"all others are worse {method}")
+    elif over_seeds:
+        texts.append("too few seeds to say what differs")
+    if over_images:
+        method = f"over {count_text(over_images[0][1].num_images, 'test image')} (paired bootstrap)"
+        near_test = [(row, found) for row, found in over_images if row.is_near_best and found.verdict == NEAR]
+        if near_test:
+            told = _intervals(near_test, "test_accuracy", with_intervals)
+            texts.append(f"≈ best: not to be told from it {method}{told}")
+        better = [(row, found) for row, found in over_images if found.verdict == "better"]
+        if better:
+            names = f": {listed([row.experiment for row, _ in better])}"
+            told = _intervals(better, "test_accuracy", with_intervals) or names
+            texts.append(f"better than the best by validation {method}{told}")
+    return texts
+
+
+def _intervals(rows: Sequence[tuple[TableRow, Comparison | TestComparison]], metric: str, with_intervals: bool) -> str:
+    """Between which bounds each row's number lies, less the best row's."""
+    told = [
+        f"{row.experiment} {_bound(found.interval[0])} to {_bound(found.interval[1])}"
+        for row, found in rows
+        if found.interval is not None
+    ]
+    return f"; {metric} less the best's: {listed(told)}" if told and with_intervals else ""
+
+
+def _bound(value: float) -> str:
+    return f"{value:+.{DIGITS + 1}f}" if abs(value) < 10 else f"{value:+.3g}"
+
+
+PUBLISHED_MEANING = "publ.: the figure that was published; diff: ours less that"
 
 
 def to_terminal(table: Table, width: int = 80, *, colour: bool = False) -> str:
@@ -137,9 +281,11 @@ def to_terminal(table: Table, width: int = 80, *, colour: bool = False) -> str:
         lines += ["", _styled(plain(stage.name), "1", colour)]
         if stage.rows:
             lines += _grid_lines(stage, width, colour)
-        for text in _stage_texts(stage):
+        for text in _stage_texts(stage, with_intervals=width >= WIDE):
             lines += wrapped(text, width, indent=2)
     said = {one.meaning: None for stage in table.stages for one in stage.majorities}
+    if any(stage.published for stage in table.stages):
+        said[PUBLISHED_MEANING] = None
     notes = [f"[{index}] {text}" for index, text in enumerate(table.notes, start=1)]
     if said or notes:
         lines.append("")
@@ -148,8 +294,8 @@ def to_terminal(table: Table, width: int = 80, *, colour: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stage_texts(stage: StageTable) -> list[str]:
-    """What stands below a stage's rows: why some have no numbers, what was kept, and what `best` means."""
+def _stage_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
+    """What stands below a stage's rows: why some have no numbers, what was kept, and what the marks mean."""
     texts = [f"waiting: {stage.waiting}"] if stage.waiting else []
     groups: dict[str, list[str]] = {}
     for row in stage.rows:
@@ -160,7 +306,7 @@ def _stage_texts(stage: StageTable) -> list[str]:
     texts += [f"{listed(names)}: {text}" for text, names in groups.items()]
     texts += stage.remarks
     legend = _legend(stage)
-    return [*texts, legend] if legend else texts
+    return [*texts, *([legend] if legend else []), *_compared_texts(stage, with_intervals=with_intervals)]
 
 
 def _styled(text: str, code: str, colour: bool) -> str:
@@ -171,7 +317,7 @@ def _styled(text: str, code: str, colour: bool) -> str:
 class _Filled:
     """A column with its cells; each is a mean aligned right, and a spread after it aligned left."""
 
-    column: _Column
+    column: Column
     means: list[str]
     spreads: list[str]
     spread_width: int
@@ -187,7 +333,7 @@ class _Filled:
         ]
 
 
-def _filled(column: _Column, cells: Sequence[_Cell]) -> _Filled:
+def _filled(column: Column, cells: Sequence[_Cell]) -> _Filled:
     means, spreads = [mean for mean, _ in cells], [spread for _, spread in cells]
     spread_width = max(map(len, spreads))
     width = max(len(column.short), max(map(len, means)) + spread_width)
@@ -201,7 +347,7 @@ def _grid_lines(stage: StageTable, width: int, colour: bool) -> list[str]:
     marks = [_mark(row, is_final) for row in stage.rows] + [""] * len(stage.majorities)
     styles = [{"failed": "31", "done": "1" if row.best else ""}.get(row.state, "") for row in stage.rows]
     styles += ["2"] * len(stage.majorities)
-    columns = _columns(stage)
+    columns = columns_of(stage)
     natural = max(map(_width_of, names))
     room = width - 2 - (max(map(len, marks)) + 2)
     name_width = min(natural, max(12, room * 2 // 5))
@@ -225,22 +371,25 @@ def _grid_lines(stage: StageTable, width: int, colour: bool) -> list[str]:
     return lines
 
 
-def _fitting(stage: StageTable, columns: Sequence[_Column], room: int) -> list[_Filled]:
+def _fitting(stage: StageTable, columns: Sequence[Column], room: int) -> list[_Filled]:
     """The columns that fit into `room`, the most important first to be taken."""
-    by_name = {column.number: column for column in columns}
-    taken: dict[str, _Filled] = {}
-    for name in dict.fromkeys((stage.metric, *_BY_IMPORTANCE)):
-        if name not in by_name or len(by_name[name].short) + 2 > room:
+    by_key = {column.key: column for column in columns}
+    lead = [(name, "ours") for name in _lead(stage)]
+    taken: dict[tuple[str, Kind], _Filled] = {}
+    for key in _by_importance(stage):
+        number, kind = key
+        if key not in by_key or len(by_key[key].short) + 2 > room:
             continue
-        cells = _cells(name, stage.rows)
-        cells += [(f"{one.numbers[name]:.3f}" if name in one.numbers else "", "") for one in stage.majorities]
-        filled = _filled(by_name[name], cells)
-        if filled.width + 2 > room and name == stage.metric:  # what rows are compared by is the last to go
-            filled = _filled(by_name[name], [(mean, "") for mean, _ in cells])  # its spread goes before it
+        if kind == "difference" and (number, "published") not in taken:
+            continue
+        cells = cells_of(by_key[key], stage) + [(text, "") for text in majority_cells(by_key[key], stage)]
+        filled = _filled(by_key[key], cells)
+        if filled.width + 2 > room and key in lead:  # what rows are there for is the last to go
+            filled = _filled(by_key[key], [(mean, "") for mean, _ in cells])  # its spread goes before it
         if filled.width + 2 <= room:
-            taken[name] = filled
+            taken[key] = filled
             room -= filled.width + 2
-    return [taken[column.number] for column in columns if column.number in taken]
+    return [taken[column.key] for column in columns if column.key in taken]
 
 
 def _width_of(text: str) -> int:
@@ -282,6 +431,7 @@ def to_markdown(table: Table) -> str:
         texts = [f"waiting: {stage.waiting}"] if stage.waiting else []
         texts += stage.remarks
         texts += [text] if (text := _legend(stage)) else []
+        texts += _compared_texts(stage, with_intervals=True)
         texts += [one.meaning for one in stage.majorities]
         lines += [f"- {_markdown(text)}" for text in texts]
     if table.notes:
@@ -291,8 +441,8 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown_rows(stage: StageTable) -> list[str]:
-    columns = _columns(stage)
-    cells_by_row = zip(*(_cells(column.number, stage.rows) for column in columns), strict=True) if columns else ()
+    columns = columns_of(stage)
+    cells_by_row = zip(*(cells_of(column, stage) for column in columns), strict=True) if columns else ()
     is_final = stage.is_final
     lines = [
         f"| experiment | {''.join(f'{column.long} | ' for column in columns)}state |",
@@ -304,7 +454,7 @@ def _markdown_rows(stage: StageTable) -> list[str]:
         if row.best:
             name = f"**{name}**"
             cells = [
-                f"**{cell}**" if column.number == stage.metric else cell
+                f"**{cell}**" if column.key == (stage.metric, "ours") else cell
                 for column, cell in zip(columns, cells, strict=True)
             ]
         name += "".join(f"[^{note}]" for note in row.notes)
@@ -313,7 +463,8 @@ def _markdown_rows(stage: StageTable) -> list[str]:
             reason = row.reason or ""
             state = _markdown(reason if reason.startswith(row.state) else f"{row.state}: {reason}")
         lines.append(f"| {' | '.join([name, *cells, state])} |")
-    for name, one in zip(stage.majority_names, stage.majorities, strict=True):
-        cells = [f"{one.numbers[column.number]:.3f}" if column.number in one.numbers else "" for column in columns]
+    by_majority = zip(*(majority_cells(column, stage) for column in columns), strict=True) if columns else ()
+    for name, majority in zip(stage.majority_names, by_majority or [()] * len(stage.majorities), strict=True):
+        cells = list(majority)
         lines.append(f"| {' | '.join([f'*{_markdown(name)}*', *cells, ''])} |")
     return lines

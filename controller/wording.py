@@ -73,6 +73,11 @@ def plain(text: str) -> str:
     )
 
 
+def csv_text(text: str) -> str:
+    """`text` so that no spreadsheet takes it for a formula: https://owasp.org/www-community/attacks/CSV_Injection"""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
 def elided(text: str, width: int) -> str:
     """`text` cut to `width` characters, an ellipsis in the place of what is left out."""
     return text if len(text) <= width else text[: max(width, 1) - 1].rstrip() + ELLIPSIS

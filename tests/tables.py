@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from results import numerics
 
+from controller.noise import Answers
 from controller.search import DataFacts, Decision, Expansion, Experiment, Facts, Run, StageExpansion
 from controller.standing import Known
 from controller.table import Table, build_table
@@ -125,10 +126,28 @@ def table_of(
     )
 
 
-def one_stage(losses: dict[str, Sequence[float]], **further: Any) -> Table:
+def one_stage(losses: Mapping[str, Sequence[float]], **further: Any) -> Table:
     rows = [experiment(name, seeds=range(len(values))) for name, values in losses.items()]
     results = [result(run, loss=loss) for row in rows for run, loss in zip(row.runs, losses[row.name], strict=True)]
     return table_of(stage(*rows, **further), results=results)
+
+
+def stage_of_tests(right: Mapping[str, Sequence[bool]], lacking: Sequence[str] = ()) -> Table:
+    """A test stage of one seed, its first row the best by validation; `right` says which test images a row told."""
+    import numpy as np  # here: a test looks that tables of one seed are made without it
+
+    rows = [experiment(name, stage="final", seeds=(0,)) for name in right]
+    answers = {
+        row.runs[0].id: Answers(np.arange(len(told)), np.zeros(len(told), np.int64), np.array(told))
+        for row, told in zip(rows, right.values(), strict=True)
+        if row.name not in lacking
+    }
+    return table_of(
+        stage(*rows, name="final", is_test=True),
+        results=[result(row.runs[0], loss=1.0 + index) for index, row in enumerate(rows)],
+        tests=[evaluated(row.runs[0], test_accuracy=sum(right[row.name]) / len(right[row.name])) for row in rows],
+        answers=answers,
+    )
 
 
 def every_kind_of_row() -> Table:

@@ -125,22 +125,7 @@ class CheckpointStore:
         )
 
     def _read_snapshot(self, blobs: Blobs) -> Snapshot:
-        return Snapshot(blobs.step, self.read_blob(blobs.model), self.read_blob(blobs.optimizer), blobs)
-
-    def read_blob(self, key: str) -> TensorFile:
-        """One blob. Raises DataError when it is gone or is not what its name says."""
-        size = next((entry.size for entry in self.store.list(key) if entry.key == key), None)
-        try:
-            if size is None:
-                raise NotFound(key)
-            with self.store.open(key) as stream:
-                memory = read_memory(stream, size)
-        except NotFound as error:
-            raise DataError(f"{key}: missing", hint="it was removed by hand: train the run anew") from error
-        named = key.rpartition("-")[2].partition(".")[0]
-        if (found := hashlib.sha256(memory.numpy().data).hexdigest()[:HASH_DIGITS]) != named:
-            raise DataError(f"{key}: damaged: its SHA-256 begins with {found}", hint="train the run anew")
-        return parsed(memory)
+        return Snapshot(blobs.step, read_blob(self.store, blobs.model), read_blob(self.store, blobs.optimizer), blobs)
 
     def write(
         self, progress: Progress, state: Snapshot, best: Snapshot | None, best_metrics: EpochMetrics | None
@@ -196,6 +181,22 @@ class CheckpointStore:
         for entry in list(self.store.list(f"runs/{self.run}/blobs/")):
             if entry.key != blob:
                 self.store.delete(entry.key)
+
+
+def read_blob(store: Store, key: str) -> TensorFile:
+    """One blob of a run. Raises DataError when it is gone or is not what its name says."""
+    size = next((entry.size for entry in store.list(key) if entry.key == key), None)
+    try:
+        if size is None:
+            raise NotFound(key)
+        with store.open(key) as stream:
+            memory = read_memory(stream, size)
+    except NotFound as error:
+        raise DataError(f"{key}: missing", hint="it was removed by hand: train the run anew") from error
+    named = key.rpartition("-")[2].partition(".")[0]
+    if (found := hashlib.sha256(memory.numpy().data).hexdigest()[:HASH_DIGITS]) != named:
+        raise DataError(f"{key}: damaged: its SHA-256 begins with {found}", hint="train the run anew")
+    return parsed(memory)
 
 
 def _keys(checkpoint: Checkpoint | None) -> set[str]:

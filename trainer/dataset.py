@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from trainer.failure import DataError
 from trainer.lock import HostLock
 from trainer.result import Record
-from trainer.spec import Sha256
+from trainer.spec import DataSpec, Sha256
 from trainer.store import NotFound, Store
 
 PartName = Literal["train", "validation", "test"]
@@ -220,6 +220,17 @@ def load_index(store: Store, name: str) -> DatasetIndex:
             f"data set {name!r}: no {key} in {store.uri}", hint=f"import it with `grid data import {name} FOLDER`"
         ) from error
     return parse_index(text, name, store.uri)
+
+
+def load_expected_index(data: DataSpec, store: Store) -> DatasetIndex:
+    """The index of a run's data set. Raises DataError when it is not the data set that the spec expects."""
+    index = load_index(store, data.name)
+    if index.fingerprint != data.fingerprint:
+        raise DataError(
+            f"data: data set {data.name!r} has fingerprint {index.fingerprint}, the spec expects {data.fingerprint}",
+            hint="the data set was imported anew since the run was planned: plan again, or import the old data",
+        )
+    return index
 
 
 def parse_index(text: bytes, name: str, uri: str) -> DatasetIndex:

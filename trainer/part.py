@@ -131,8 +131,7 @@ class Part:
                 f"expected {entry.width} x {entry.height} as the index has it",
                 hint="the index comes from another decoder: import the data set again with --replace",
             )
-        width, height = self.resized_N2[index].tolist()
-        return image.resize((width, height), Image.Resampling.BILINEAR)
+        return resized(image, self.resize)
 
     def _open_shards(self, index: DatasetIndex, store: Store, cache: Cache) -> None:
         self._shards = _Shards(index, store, cache.folder / "shards")
@@ -144,6 +143,12 @@ class Part:
         self._pool.shutdown(cancel_futures=True)
         self._shards.close(forget=self.pixels is not None)
         self._pool = self._shards = None
+
+
+def resized(image: Image.Image, resize: int) -> Image.Image:
+    """The image with so many pixels along its shorter side."""
+    height, width = resized_shape(image.height, image.width, resize)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def open_part(index: DatasetIndex, data: DataSpec, name: PartName, store: Store, cache: Cache) -> Part:

@@ -23,9 +23,9 @@ import torch
 from trainer import numerics as numerics_of
 from trainer.augment import weights_seed
 from trainer.cache import Cache
-from trainer.checkpoint import Checkpoint, Snapshot
+from trainer.checkpoint import Checkpoint, Snapshot, read_blob
 from trainer.data import Loader
-from trainer.dataset import DatasetIndex, PartName, load_index
+from trainer.dataset import DatasetIndex, PartName, load_expected_index
 from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
 from trainer.identity import write_spec
 from trainer.lease import Lease
@@ -93,7 +93,7 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
     numerics_of.apply(used)
     found = attempt.recorder.checkpoints.read()
     tell_where_it_begins(attempt, found[0] if found else None)
-    index = load_expected_index(spec, attempt.store)
+    index = load_expected_index(spec.data, attempt.store)
     train, validation = open_images(attempt, index, "train"), open_images(attempt, index, "validation")
     state = new_state(attempt, device, used, index, train, validation)
     resume(state, found)
@@ -171,18 +171,6 @@ def smaller_micro_batch(attempt: Attempt, settled: Numerics, error: Exception) -
     return smaller
 
 
-def load_expected_index(spec: RunSpec, store: Store) -> DatasetIndex:
-    """The index of the run's data set. Raises DataError when it is not the data set that the spec expects."""
-    index = load_index(store, spec.data.name)
-    if index.fingerprint != spec.data.fingerprint:
-        raise DataError(
-            f"data: data set {spec.data.name!r} has fingerprint {index.fingerprint}, the spec expects "
-            f"{spec.data.fingerprint}",
-            hint="the data set was imported anew since the run was planned: plan again, or import the old data",
-        )
-    return index
-
-
 def open_images(attempt: Attempt, index: DatasetIndex, name: PartName) -> Part:
     """One part of the data, decoded. Raises DataError when it has no images."""
     part = open_part(index, attempt.spec.data, name, attempt.store, attempt.cache)
@@ -214,6 +202,14 @@ def new_state(
 def first_network(spec: RunSpec, index: DatasetIndex, store: Store) -> Network:
     """The network with its first weights, on the CPU."""
     return build_network(spec.model, index.num_classes, weights_seed(spec.seed), store)
+
+
+def best_network(spec: RunSpec, best_weights: str, index: DatasetIndex, store: Store) -> Network:
+    """The network with the weights of the run's best epoch, on the CPU. Raises DataError where they are not whole."""
+    unpretrained = spec.model.model_copy(update={"weights": None})  # they would be overwritten at once
+    network = first_network(spec.model_copy(update={"model": unpretrained}), index, store)
+    network.module.load_state_dict(read_blob(store, best_weights).tensors)
+    return network
 
 
 def place(network: Network, device: torch.device, numerics: Numerics) -> Network:
@@ -386,13 +382,9 @@ def test_experiment(attempt: Attempt) -> TestResult:
     device = numerics_of.pick_device()
     used = numerics_of.obeyed(result.numerics, device, exact=attempt.exact)
     numerics_of.apply(used)
-    index = load_expected_index(spec, store)
+    index = load_expected_index(spec.data, store)
     part = open_images(attempt, index, "test")
-    network = first_network(
-        spec.model_copy(update={"model": spec.model.model_copy(update={"weights": None})}), index, store
-    )
-    network.module.load_state_dict(attempt.recorder.checkpoints.read_blob(result.best_weights).tensors)
-    place(network, device, used)
+    network = place(best_network(spec, result.best_weights, index, store), device, used)
     loader = Loader(part, spec.data, AugmentationSpec(), device, memory_format_of(used))
     scores, logits_NK = evaluate(compiled(network, used), network, used, loader, attempt.stop)
     predictions = f"runs/{run}/test/predictions.npz"

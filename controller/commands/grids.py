@@ -27,6 +27,7 @@ from controller.wording import count_text, plain
 if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.stages import Stage
+    from trainer.failure import DataError
     from trainer.store import Store
 
 
@@ -34,27 +35,36 @@ if TYPE_CHECKING:
 @store_option
 @json_option
 def list_grids(as_json: bool) -> None:
-    """Show the grids that come with the program, and those in the store.
+    """Show the grids that come with the program, with their forms, and those in the store.
+
+    GRID.FORM is a grid in another form: the same rows, most often from fewer images in fewer epochs.
 
     \b
     Example:
       grid list
     """
     from controller.archive import stored_grids
-    from controller.grid import shipped_grids
+    from controller.grid import shipped_forms, shipped_grids
 
     shipped = shipped_grids()
     names = {name for name, _ in shipped}
+    forms = {name: shipped_forms(name) for name in names}
     store = the_store(patience_seconds=READING_SECONDS)
     found = [(name, "shipped", text) for name, text in shipped]
     found += [(name, "store", _description(store, name)) for name in stored_grids(store) if name not in names]
     if as_json:
-        print_json([{"grid": name, "from": origin, "description": text} for name, origin, text in found])
+        print_json(
+            [
+                {"grid": name, "from": origin, "description": text, "forms": list(forms.get(name, ()))}
+                for name, origin, text in found
+            ]
+        )
         return
     width = max(len(name) for name, _, _ in found)
     for name, origin, text in found:
         where = "" if origin == "shipped" else "(in the store) "
-        tell(f"{name:<{width}}  {where}{text}", hang=width + 2)
+        also = f"; also {', '.join(f'{name}.{form}' for form in forms[name])}" if forms.get(name) else ""
+        tell(f"{name:<{width}}  {where}{text}{also}", hang=width + 2)
 
 
 def _description(store: Store, name: str) -> str:
@@ -125,7 +135,8 @@ def plan(
     """Show what GRID would train, before anything does.
 
     Which runs are new, which several rows share, which the store has already; what memory, disk and time to expect.
-    With --stage and --only nothing else is counted.
+    With --stage and --only nothing else is counted. Where weights are missing it says which runs lack them and what
+    brings them, and exits 65.
 
     \b
     Examples:
@@ -135,20 +146,32 @@ def plan(
     """
     from controller.knowledge import read_results, runs_with_results, runs_with_tests
     from controller.networks import read_sizes
-    from controller.plan import ROWS_SHOWN, make_plan, plan_text, runs_alike, shapes_of, speeds_of
+    from controller.plan import ROWS_SHOWN, make_plan, plan_text, refuse_lacking, runs_alike, shapes_of, speeds_of
 
+    lacking: dict[str, DataError] = {}
     found = named_grid(grid, sets, seeds, new_name)
     choice_of(found, only, stages)  # an unknown stage is told before the store is asked
     store = the_store(patience_seconds=READING_SECONDS)
-    facts = grid_facts(found, store)
+    facts = grid_facts(found, store, lacking)
     expansion = fitting_expansion(found, store, facts)
     choice = choice_of(found, only, stages, expansion)
     finished = runs_with_results(store)
     speeds = speeds_of(read_results(store, runs_alike(expansion, finished)).values())
     tested = runs_with_tests(store) if any(stage.is_test for stage in expansion.stages) else ()
     sizes = read_sizes(store, shapes_of(expansion, facts), note)
-    planned = make_plan(found, expansion, facts, set(finished), speeds, choice, existing_tests=set(tested), sizes=sizes)
+    planned = make_plan(
+        found,
+        expansion,
+        facts,
+        set(finished),
+        speeds,
+        choice,
+        existing_tests=set(tested),
+        sizes=sizes,
+        lacking=lacking,
+    )
     if as_json:
         print_json(planned.record())
     else:
         click.echo(plan_text(planned, ROWS_SHOWN if rows is None else rows, width_of_output()))
+    refuse_lacking(planned.lacking)

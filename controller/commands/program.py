@@ -16,18 +16,22 @@ from controller.commands.grids import list_grids, plan, show
 from controller.commands.intents import cancel, pause, resume
 from controller.commands.logs import logs
 from controller.commands.render import render
+from controller.commands.report import report
 from controller.commands.runs import reopen, run, status, table
 from controller.commands.serve import serve
 from controller.commands.surface import store_option
 from controller.commands.upkeep import doctor, gc
+from controller.commands.weights import weights
+from controller.commands.winner import diff, export, predict
 from controller.output import UNWRITTEN, OutputError, drop_stdout, guard_stdout
 from controller.wording import plain
 
 SECTIONS = {
-    "Compare": ("list", "show", "plan", "run", "status", "table"),
+    "Compare": ("list", "show", "plan", "run", "status", "table", "report"),
+    "Single runs": ("diff", "export", "predict"),
     "On a cluster": ("submit", "watch", "logs", "pause", "resume", "cancel", "render", "serve"),
     "When something went wrong": ("retry", "reopen", "doctor"),
-    "Data and upkeep": ("data", "gc", "completion"),
+    "Data and upkeep": ("data", "weights", "gc", "completion"),
 }
 
 EPILOG = """\
@@ -132,10 +136,11 @@ def completion(shell: str) -> None:
 
 
 COMMANDS = (
-    *(list_grids, show, plan, run, status, table),
+    *(list_grids, show, plan, run, status, table, report),
+    *(diff, export, predict),
     *(submit, watch, logs, pause, resume, cancel, render, serve),
     *(retry, reopen, doctor),
-    *(data, gc, completion),
+    *(data, weights, gc, completion),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -106,7 +106,7 @@ def tell_outcome(grid: Grid, store: Store, told: Container[str], *, stopped: boo
     """How the grid stands, told; its tables are left in the store, unless the command was `stopped` by Ctrl-C."""
     standing = standing_of(grid, store)
     if not stopped:
-        leave_tables(table_of(grid, standing), store)
+        leave_tables(table_of(grid, standing, store), store)
     if as_json:
         print_json({"stopped": stopped, **status_json(grid, standing)})
     else:
@@ -363,7 +363,7 @@ def table(
     choice_of(found, only, stages)  # an unknown stage is told before the store is read
     standing = standing_of(found, store)
     choice = choice_of(found, only, stages, standing.expansion)
-    text = written(chosen(table_of(found, standing), choice), form, to_file=output is not None)
+    text = written(chosen(table_of(found, standing, store), choice), form, to_file=output is not None)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -397,8 +397,10 @@ def _write(output: Path, text: str) -> None:
         ) from error
 
 
-def table_of(grid: Grid, standing: Status) -> Table:
-    """The grid's table."""
+def table_of(grid: Grid, standing: Status, store: Store | None = None) -> Table:
+    """The grid's table; tested rows are compared over test images by the predictions that `store` has of them."""
+    from controller.knowledge import read_test_answers
+    from controller.published import comparison
     from controller.stages import KeepBest, TestBest
     from controller.table import build_table
 
@@ -414,6 +416,8 @@ def table_of(grid: Grid, standing: Status) -> Table:
         standing.active,
         facts=standing.facts,
         metrics=metrics,
+        compared=comparison(grid, standing.expansion),
+        answers=None if store is None else read_test_answers(store, standing.expansion, standing.known.tests),
     )
 
 

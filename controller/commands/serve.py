@@ -102,4 +102,4 @@ def leave_tables_of(acted: ActedGrid) -> None:
     sight = acted.sight
     waiting = {stage: each.reason for stage, each in sight.waiting.items()}
     standing = Status(sight.expansion, acted.facts, sight.known, {}, waiting, ())
-    leave_tables(table_of(acted.grid, standing), acted.store)
+    leave_tables(table_of(acted.grid, standing, acted.store), acted.store)

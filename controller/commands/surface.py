@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.search import Expansion, Facts
     from controller.standing import Choice
+    from trainer.failure import DataError
     from trainer.store import Retry, Store
 
 DEFAULT_STORE = "file://./store"
@@ -149,10 +150,13 @@ class Waits:
 
 
 def complete_grid(ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Shipped grids, those in the store, then files."""
-    from controller.grid import shipped_grids
+    """Shipped grids and, once their name is there, their forms; those in the store, then files."""
+    from controller.grid import shipped_forms, shipped_grids
 
-    names = [CompletionItem(name, help=text) for name, text in shipped_grids() if name.startswith(incomplete)]
+    shipped = shipped_grids()
+    names = [CompletionItem(name, help=text) for name, text in shipped if name.startswith(incomplete)]
+    forms = [f"{name}.{form}" for name, _ in shipped if incomplete.startswith(name) for form in shipped_forms(name)]
+    names += [CompletionItem(name) for name in forms if name.startswith(incomplete)]
     known = {item.value for item in names}
     stored = [name for name in _quietly(_stored_names, ctx) if name.startswith(incomplete) and name not in known]
     return [*names, *map(CompletionItem, stored), CompletionItem(incomplete, type="file")]
@@ -216,20 +220,22 @@ stage_option = click.option(
 
 
 def named_grid(given: str, sets: tuple[str, ...] = (), seeds: int | None = None, new_name: str | None = None) -> Grid:
-    """The grid that a command line means: a shipped one, a file, or one of the store, changed as it asks."""
+    """The grid that a command line means: a shipped one, a file, or one of the store, changed as it asks.
+
+    `<grid>.<form>` means a grid of the first two kinds in one of its forms.
+    """
     from controller.archive import stored_grid
-    from controller.grid import parse_grid, read_grid, shipped_grids
+    from controller.grid import is_shipped, parse_grid, read_grid
     from controller.stages import SAFE_NAME
 
-    shipped = [name for name, _ in shipped_grids()]
     found: Grid | None = None
-    if given in shipped or not re.match(SAFE_NAME, given) or Path(given).is_file() or Path(given).suffix in YAML:
+    if is_shipped(given) or not re.match(SAFE_NAME, given) or Path(given).is_file() or Path(given).suffix in YAML:
         found = read_grid(given, sets, seeds)
     else:
         store = the_store(patience_seconds=READING_SECONDS)
         found = stored_grid(store, given)
         if found is None:
-            raise _no_such_grid(given, shipped, store)
+            raise _no_such_grid(given, store)
         if sets or seeds is not None:
             found = parse_grid(found.text(), f"{store.uri}: grid {given}", sets, seeds)
     return found if new_name is None else _renamed(found, new_name)
@@ -238,13 +244,16 @@ def named_grid(given: str, sets: tuple[str, ...] = (), seeds: int | None = None,
 YAML = (".yaml", ".yml")
 
 
-def _no_such_grid(given: str, shipped: list[str], store: Store) -> Exception:
+def _no_such_grid(given: str, store: Store) -> Exception:
     from controller.archive import stored_grids
+    from controller.grid import shipped_forms, shipped_grids
     from trainer.document import nearest, show_value
     from trainer.failure import SpecError
 
+    shipped = [name for name, _ in shipped_grids()]
     stored = [name for name in stored_grids(store) if name not in shipped]
-    near = nearest(given, [*shipped, *stored])
+    forms = [f"{name}.{form}" for name in shipped if given.startswith(f"{name}.") for form in shipped_forms(name)]
+    near = nearest(given, [*shipped, *forms, *stored])
     return SpecError(
         f"grid: got {show_value(given)}, expected one of {listed(shipped, 10)}, one of {store.uri} "
         f"({listed(stored, 10) or 'which has none yet'}), or a file",
@@ -310,12 +319,12 @@ def tell_misfits(stages: Iterable[str], store: Store) -> None:
         )
 
 
-def grid_facts(grid: Grid, store: Store) -> Facts:
-    """What the store and this machine know of all that the grid names."""
+def grid_facts(grid: Grid, store: Store, lacking: dict[str, DataError] | None = None) -> Facts:
+    """What the store and this machine know of all that the grid names; `lacking` takes what is wrong with weights."""
     from controller.archive import gather_facts
     from controller.search import wanted
 
-    return gather_facts(store, wanted(grid))
+    return gather_facts(store, wanted(grid), lacking=lacking)
 
 
 # Output: data on stdout, everything else on stderr

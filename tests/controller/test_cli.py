@@ -142,7 +142,20 @@ def test_no_command_of_the_controller_loads_torch() -> None:
 def test_the_shipped_grids_are_listed(folder: Path) -> None:
     found = answer("list")
     assert isinstance(found, list)
-    assert {"demo", "from_scratch"} <= {each["grid"] for each in found if each["from"] == "shipped"}
+    forms = {each["grid"]: each["forms"] for each in found if each["from"] == "shipped"}
+    assert (forms["demo"], forms["from_scratch"], forms["report"]) == ([], ["mini"], ["mini"])
+    assert "also report.mini" in " ".join(call("list").stdout.split())
+
+
+@pytest.mark.parametrize("named", ["from_scratch.mini", "report.mini"])
+def test_a_grid_is_named_in_its_form(folder: Path, named: str) -> None:
+    shown = call("show", named).stdout
+    assert f"\ngrid: {named}\n" in shown
+    assert "images_per_class: 2" in shown
+
+
+def test_a_form_that_there_is_not_is_told_with_the_nearest(folder: Path) -> None:
+    assert "did you mean 'from_scratch.mini'?" in call("show", "from_scratch.mimi", expected=64).stderr
 
 
 def test_a_grid_of_the_store_is_listed_and_can_be_named(imported: Path) -> None:
@@ -658,7 +671,7 @@ def complete(words: list[str], incomplete: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("words", "start", "offered"),
     [
-        pytest.param([], "re", ["render", "reopen", "resume", "retry"], id="commands"),
+        pytest.param([], "re", ["render", "reopen", "report", "resume", "retry"], id="commands"),
         pytest.param(["plan"], "de", ["demo", "de"], id="grids"),
         pytest.param(["reopen", "tiny.yaml"], "", ["rate", "best"], id="stages"),
         pytest.param(["run", "tiny.yaml", "--stage"], "r", ["rate"], id="stages of an option"),
@@ -741,3 +754,22 @@ def test_a_grid_is_run_and_compared(imported: Path) -> None:
     assert status["stages"][0]["kept"]
     assert (imported / "store" / "grids" / "tiny" / "table.csv").is_file()
     assert "best" in call("table", "tiny").stdout
+
+
+def test_a_plan_without_its_weights_says_which_runs_lack_them_and_run_refuses_with_the_same_cure(
+    imported: Path,
+) -> None:
+    text = GRID.replace(
+        "vary: {optimizer.lr: [1e-3, 1e-2]}", "vary: {model.weights: [null, squeezenet1_1-b8a52dc0.pth]}"
+    )
+    (imported / "tiny.yaml").write_text(text)
+    cure = "`grid weights import https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth`"
+    planned = call("plan", "tiny.yaml", expected=65)
+    assert "squeezenet1_1-b8a52dc0.pth is missing: 2 runs start from it" in planned.stdout
+    assert "lacks its weights" in planned.stdout
+    assert cure in " ".join(planned.stderr.split())
+    for command in ("run", "submit"):
+        refused = call(command, "tiny.yaml", expected=65)
+        assert cure in " ".join(refused.stderr.split())
+    assert [entry.key for entry in store_of(imported).list("grids/")] == []
+    assert [entry.key for entry in store_of(imported).list("runs/")] == []

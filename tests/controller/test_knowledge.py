@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
+import tables
 from results import numerics, result
 
+from controller import knowledge
 from controller.knowledge import (
     FEW,
     read_decisions,
@@ -15,9 +19,11 @@ from controller.knowledge import (
     read_leases,
     read_numbers,
     read_results,
+    read_test_answers,
     read_tests,
 )
-from controller.search import Decision
+from controller.noise import Answers
+from controller.search import Decision, Expansion, Experiment
 from trainer.failure import DataError, Failure
 from trainer.lease import LeaseRecord, lease_key
 from trainer.result import Result, TestResult
@@ -137,3 +143,32 @@ def test_the_numbers_of_a_result_are_read_without_the_rest(file_store: FileStore
 def test_leases_are_read_back(file_store: FileStore) -> None:
     file_store.put(lease_key("a"), lease().model_dump_json().encode())
     assert read_leases(file_store, ["a", "b"]) == {"a": lease()}
+
+
+def test_the_answers_of_tested_rows_are_read_where_there_are_two_to_compare(
+    file_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [tables.experiment(name, seeds=(0,)) for name in ("a", "b", "torn", "missing", "untested")]
+    ids = [row.runs[0].id for row in rows]
+    tests = {
+        row.runs[0].id: tables.evaluated(row.runs[0]).model_copy(update={"predictions": f"{row.name}.npz"})
+        for row in rows[:-1]
+    }
+    logits_NK = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    for key in ("a.npz", "b.npz"):
+        stream = io.BytesIO()
+        np.savez(stream, index=np.arange(2), label=np.array([0, 0]), logits=logits_NK)
+        file_store.put(key, stream.getvalue())
+    file_store.put("torn.npz", stream.getvalue()[:50])
+
+    def read(*experiments: Experiment, is_test: bool) -> dict[str, Answers]:
+        stages = (tables.stage(*experiments, is_test=is_test),)
+        return read_test_answers(file_store, Expansion("demo", (0,), stages), tests)
+
+    found = read(*rows, is_test=True)
+    assert list(found) == ids[:2]
+    assert found[ids[0]].right.tolist() == [True, False]
+    assert read(*rows, is_test=False) == {}
+    assert read(rows[0], rows[-1], is_test=True) == {}
+    monkeypatch.setattr(knowledge, "MOST_ANSWERS", 3)
+    assert read(*rows, is_test=True) == {}

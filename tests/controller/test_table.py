@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import statistics
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 from tables import (
     COUNTS,
     NUMERICS,
@@ -22,9 +27,11 @@ from tables import (
     result,
     spec,
     stage,
+    stage_of_tests,
     table_of,
 )
 
+from controller.noise import Answers
 from controller.table import Table, majority, mean_and_std
 from controller.table_data import to_csv
 from controller.table_text import to_terminal
@@ -254,3 +261,115 @@ def test_other_numerics_of_a_test_are_a_footnote_of_their_own() -> None:
     tests.append(evaluated(rows[2].runs[0], numerics=NUMERICS.model_copy(update={"device": "cuda"})))
     table = table_of(stage(*rows, is_test=True), results=[result(row.runs[0]) for row in rows], tests=tests)
     assert table.notes == ("tested with other numerics, device cuda where others have cpu: learning_rate/c",)
+
+
+FIVE_SEEDS = {
+    "a": [2.61, 2.70, 2.58, 2.66, 2.63],
+    "b": [2.65, 2.68, 2.66, 2.64, 2.69],
+    "c": [3.2, 3.3, 3.1, 3.25, 3.22],
+}
+
+
+def test_rows_are_told_from_the_best_by_their_seeds() -> None:
+    best, near, worse = one_stage(FIVE_SEEDS).stages[0].rows
+    found = [row.beside_best for row in (best, near, worse)]
+
+    assert [each and each.verdict for each in found] == ["best", "cannot be told from it", "worse"]
+    assert [row.is_near_best for row in (best, near, worse)] == [False, True, False]
+    assert near.beside_best is not None
+    p_value = ttest_rel(FIVE_SEEDS["b"], FIVE_SEEDS["a"]).pvalue
+    assert near.beside_best.p_value == pytest.approx(p_value)  # Holm's last step
+    assert near.beside_best.difference == pytest.approx(0.028)
+
+
+def test_rows_are_compared_by_the_metric_of_the_stage() -> None:
+    rows = [experiment(name, seeds=range(3)) for name in "ab"]
+    accuracies = {"a": [0.5, 0.6, 0.7], "b": [0.3, 0.41, 0.5]}
+    results = [
+        result(run, loss=1.0, validation_accuracy=value)
+        for row in rows
+        for run, value in zip(row.runs, accuracies[row.name], strict=True)
+    ]
+    table = table_of(stage(*rows), results=results, metrics={"learning_rate": "validation_accuracy"})
+    found = [row.beside_best for row in table.stages[0].rows]
+
+    assert [each and each.verdict for each in found] == ["best", "worse"]
+    assert found[1] is not None
+    assert found[1].difference == pytest.approx(-0.59 / 3)
+
+
+def test_seeds_without_a_result_are_left_out_of_the_comparison() -> None:
+    a, b, c = (experiment(name, seeds=range(4)) for name in "abc")
+    results = [result(run, loss=1.0 + run.seed / 10) for run in a.runs]
+    results += [result(run, loss=[2.0, 2.2, 2.1][run.seed]) for run in b.runs[:3]]
+    first, second, third = table_of(stage(a, b, c), results=results).stages[0].rows
+
+    assert first.best
+    assert second.beside_best is not None
+    assert (second.beside_best.num_seeds, second.beside_best.verdict) == (3, "worse")
+    assert third.beside_best is None
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [{"a": [1.0, 2.0, 3.0]}, {"a": [math.nan] * 3, "b": [math.nan] * 3}],
+    ids=["one row", "no best row"],
+)
+def test_without_a_best_row_and_another_nothing_is_said(losses: dict[str, list[float]]) -> None:
+    assert {row.beside_best for row in one_stage(losses).stages[0].rows} == {None}
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_losses_near_the_largest_number_are_no_error(num_seeds: int) -> None:
+    rows = one_stage({"a": [-1.0] * num_seeds, "b": [1.7e308] * num_seeds}).stages[0].rows
+    assert [row.best for row in rows] == [True, False]
+    assert rows[1].beside_best is not None
+    assert rows[1].beside_best.verdict != "worse"
+
+
+HALF = [True, False] * 200
+
+
+def test_tested_rows_are_compared_over_test_images() -> None:
+    near, better = [*HALF[:-2], False, True], [True] * 20 + HALF[20:]
+    rows = stage_of_tests({"a": HALF, "near": near, "worse": [False] * 400, "better": better}).stages[0].rows
+    found = [row.test_beside_best for row in rows]
+
+    assert [each and each.verdict for each in found] == [None, "cannot be told from it", "worse", "better"]
+    assert [each and each.difference for each in found] == [None, 0, -0.5, 10 / 400]
+    assert [each and each.num_images for each in found] == [None, 400, 400, 400]
+    assert {row.beside_best.verdict for row in rows[1:] if row.beside_best} == {"too few seeds to say"}
+    assert [row.is_near_best for row in rows] == [False, True, False, False]
+
+
+def test_rows_that_lack_answers_are_named_and_not_compared() -> None:
+    told = stage_of_tests({"a": HALF, "b": HALF, "c": HALF}, lacking=["c"]).stages[0]
+    assert [row.test_beside_best is not None for row in told.rows] == [False, True, False]
+    assert told.remarks == ("c: not compared over test images: predictions are missing, or cannot be read",)
+
+    none = stage_of_tests({"a": HALF, "b": HALF}, lacking=["a", "b"]).stages[0]
+    assert ([row.test_beside_best for row in none.rows], none.remarks) == ([None, None], ())
+
+
+def test_rows_tested_on_different_versions_of_the_data_are_not_compared() -> None:
+    a, b = experiment("a", seeds=(0,)), experiment("b", seeds=(0,))
+    runs = [a.runs[0], b.runs[0]]
+    tests = [
+        evaluated(run).model_copy(update={"data_fingerprint": digit * 64})
+        for run, digit in zip(runs, "ab", strict=True)
+    ]
+    answers = {run.id: Answers(np.arange(4), np.zeros(4, np.int64), np.ones(4, np.bool_)) for run in runs}
+    table = table_of(stage(a, b, is_test=True), results=[result(run) for run in runs], tests=tests, answers=answers)
+    assert [row.test_beside_best for row in table.stages[0].rows] == [None, None]
+
+
+def test_a_table_of_one_seed_loads_no_library_of_numbers() -> None:
+    code = (
+        "import sys, tables\n"
+        "table = tables.one_stage({'a': [1.0], 'b': [2.0]})\n"
+        "print(table.stages[0].rows[1].beside_best.verdict)\n"
+        "print(sorted({'numpy', 'scipy'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["too few seeds to say", "[]"]

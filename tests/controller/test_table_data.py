@@ -17,6 +17,7 @@ from tables import (
     one_stage,
     result,
     stage,
+    stage_of_tests,
     table_of,
 )
 
@@ -113,3 +114,53 @@ def test_a_grid_in_which_nothing_ran_has_no_numbers() -> None:
     table = table_of(stage(experiment("a")), stage(name="later", waiting="for stage learning_rate to be decided"))
     assert rows_of(to_csv(table))[0]["validation_loss"] == ""
     assert json.loads(to_json(table))["stages"][0]["rows"][0]["numbers"] == {}
+
+
+def test_what_is_said_beside_the_best_is_exact() -> None:
+    table = one_stage(
+        {"a": [2.61, 2.70, 2.58, 2.66, 2.63], "b": [2.65, 2.68, 2.66, 2.64, 2.69], "c": [3.2, 3.3, 3.1, 3.25, 3.22]}
+    )
+    near = table.stages[0].rows[1].beside_best
+    assert near is not None
+    assert near.interval is not None
+    cells = rows_of(to_csv(table))
+    rows = json.loads(to_json(table))["stages"][0]["rows"]
+
+    assert [row["compared"] for row in cells] == ["best", "cannot be told from it", "worse"]
+    assert tuple(float(cells[1][f"difference_{end}"]) for end in ("low", "high")) == near.interval
+    assert (cells[0]["difference_low"], cells[1]["test_compared"]) == ("", "")
+    assert rows[1]["compared"] == {
+        "verdict": "cannot be told from it",
+        "difference": near.difference,
+        "low": near.interval[0],
+        "high": near.interval[1],
+        "num_seeds": 5,
+        "p_value": near.p_value,
+    }
+    assert rows[1]["test_compared"] is None
+
+
+def test_what_test_images_say_is_exact() -> None:
+    table = stage_of_tests({"a": [True, False] * 50, "b": [False] * 100})
+    found = table.stages[0].rows[1].test_beside_best
+    assert found is not None
+    cells = rows_of(to_csv(table))
+    row = json.loads(to_json(table))["stages"][0]["rows"][1]
+
+    assert [each["test_compared"] for each in cells] == ["", "worse"]
+    assert tuple(float(cells[1][f"test_difference_{end}"]) for end in ("low", "high")) == found.interval
+    assert (cells[1]["compared"], cells[1]["kept"], cells[1]["exact"]) == ("too few seeds to say", "false", "true")
+    assert row["compared"]["verdict"] == "too few seeds to say"
+    assert row["test_compared"] == {
+        "verdict": "worse",
+        "difference": -0.5,
+        "low": found.interval[0],
+        "high": found.interval[1],
+        "num_images": 100,
+    }
+
+
+@pytest.mark.parametrize("losses", [[1.7e308] * 2, [1.7e308] * 3], ids=["two seeds", "three seeds"])
+def test_a_difference_that_no_number_holds_is_null_in_json(losses: list[float]) -> None:
+    read = json.loads(to_json(one_stage({"a": [-loss for loss in losses], "b": losses})))
+    assert read["stages"][0]["rows"][1]["compared"]["difference"] is None

@@ -1,0 +1,51 @@
+"""A confusion matrix: what a network answers for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from controller.figures.style import FAINT, Picture, page_svg, picture, printable
+
+MAX_NAMES = 30  # of classes beside the rows: more would be too small to read
+MAX_NUMBERS = 12  # of classes up to which each cell tells its number
+
+
+def _draw(title: str, classes: Sequence[str], counts_KK: npt.NDArray[np.int64], figure: Figure) -> None:
+    """Rows are the true classes, as parts of all their images; the darker, the more."""
+    names = [printable(name, 20) for name in classes] if len(classes) <= MAX_NAMES else []
+    room = 0.45 + 0.075 * max(map(len, names), default=3)
+    side = 3.4
+    width, height = side + room + 0.15, side + room + 0.3
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes((room / width, room / height, side / width, side / height))
+    parts_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    axes.imshow(parts_KK, cmap="Blues", vmin=0, vmax=1, interpolation="none", aspect="auto")
+    axes.set_title(printable(title, 60))
+    axes.set_xlabel("answer")
+    axes.set_ylabel("true class")
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_edgecolor(FAINT)
+    if names:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
+        axes.set_yticks(range(len(names)), names, fontsize=6.5)
+    if len(classes) <= MAX_NUMBERS:
+        for row, column in np.ndindex(*counts_KK.shape):
+            if counts_KK[row, column]:
+                color = "#ffffff" if parts_KK[row, column] > 0.6 else "#10141a"  # on the cell, whatever the page's ink
+                text = str(counts_KK[row, column])
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
+
+
+def confusion_picture(title: str, classes: Sequence[str], counts_KK: npt.NDArray[np.int64]) -> Picture:
+    """The matrix as files; `counts_KK[true, answer]` are numbers of images."""
+    return picture(lambda figure: _draw(title, classes, counts_KK, figure), (4, 4))
+
+
+def confusion_svg(title: str, classes: Sequence[str], counts_KK: npt.NDArray[np.int64], name: str) -> str:
+    """The same for a page."""
+    return page_svg(lambda figure: _draw(title, classes, counts_KK, figure), (4, 4), name)
