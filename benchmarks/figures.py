@@ -138,10 +138,11 @@ def in_turn(
     return seconds
 
 
-def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """`work` as a side of `in_turn`: what is timed is the call."""
+def timed(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> Callable[[], float]:
+    """`work` as a side of `in_turn`: what is timed is the call, `before` is done first."""
 
     def side() -> float:
+        before()
         begun = time.perf_counter()
         work()
         return time.perf_counter() - begun

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from controller.copies import Copies
 from controller.noise import Answers, read_answers
 from controller.search import Decision, Expansion
 from trainer.failure import DataError, Failure
@@ -113,10 +114,13 @@ def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
 def _read_runs(
     store: Store, prefix: str, model: type[OfRun], runs: Collection[str] | None, known: Mapping[str, OfRun]
 ) -> dict[str, OfRun]:
-    wanted = _present(store, prefix) if runs is None else list(dict.fromkeys(runs))
+    listing = {} if runs is not None else _versions(store, prefix)
+    wanted = list(dict.fromkeys(runs)) if runs is not None else [_name(key, prefix) for key in listing]
     read = {run: known[run] for run in wanted if run in known}
     keys = [f"{prefix}{run}.json" for run in wanted if run not in known]
-    for key, data in _listed(store, keys) if runs is None else _those_there(store, prefix, keys):
+    for key, data in (
+        _those_there(store, prefix, keys) if runs is not None else _copied(store, {key: listing[key] for key in keys})
+    ):
         run = _name(key, prefix)
         read[run] = record = parse_record(model, key, data)
         if record.run != run:
@@ -128,7 +132,12 @@ def _read_runs(
 
 
 def _present(store: Store, prefix: str) -> list[str]:
-    return [_name(entry.key, prefix) for entry in store.list(prefix) if entry.key.endswith(".json")]
+    return [_name(key, prefix) for key in _versions(store, prefix)]
+
+
+def _versions(store: Store, prefix: str) -> dict[str, str]:
+    """The records below `prefix`, and of which version each is."""
+    return {entry.key: entry.version for entry in store.list(prefix) if entry.key.endswith(".json")}
 
 
 def _name(key: str, prefix: str) -> str:
@@ -151,6 +160,21 @@ def _listed(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             start += 1
 
 
+def _copied(store: Store, listing: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Key and content of what a listing named: of a remote store from this machine's copies as far as they go."""
+    if _is_folder(store) or len(listing) < FEW:
+        yield from _listed(store, list(listing))
+        return
+    copies = Copies()
+    there = copies.read(listing.values())
+    yield from ((key, there[version]) for key, version in listing.items() if version in there)
+    read: list[tuple[str, bytes]] = []
+    for key, data in _listed(store, [key for key, version in listing.items() if version not in there]):
+        read.append((listing[key], data))
+        yield key, data
+    copies.keep(read)
+
+
 def _those_there(store: Store, prefix: str, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Key and content of those of `keys`, all below `prefix`, that are there; listed first where that costs less."""
     num_tried = len(keys) if len(keys) <= FEW else 0
@@ -167,8 +191,8 @@ def _those_there(store: Store, prefix: str, keys: Sequence[str]) -> Iterator[tup
     else:
         yield from _tried(store, keys[:num_tried])
     if rest := keys[num_tried:]:
-        there = {entry.key for entry in store.list(prefix)}
-        yield from _listed(store, [key for key in rest if key in there])
+        there = _versions(store, prefix)
+        yield from _copied(store, {key: there[key] for key in rest if key in there})
 
 
 def _tried(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -53,7 +53,7 @@ MARK_WIDTH = 6  # characters before what a check found
     multiple=True,
     help="Count GRID as gone: its decisions, and runs that no other grid wants, are among what goes. May be repeated.",
 )
-@click.option("--cache", is_flag=True, help="This machine's decoded images, too: the next run decodes them anew.")
+@click.option("--cache", is_flag=True, help="This machine's decoded images and copies of results, too.")
 @json_option
 def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_json: bool) -> None:
     """Show what no grid in the store wants, and with --delete remove it.
@@ -61,7 +61,7 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     That is: runs of no grid, blobs that no checkpoint or result names, shards of replaced imports, temporary files
     older than a day. A run that is being trained is never touched. While it cannot be told what a grid wants, no run
     and no data set goes.
-    With --cache also what this machine keeps of decoded images.
+    With --cache also what this machine keeps of decoded images, and of results that it read from a server.
 
     \b
     Examples:
@@ -70,6 +70,7 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
       grid gc --forget old_grid --delete
       grid gc --cache --delete
     """
+    from controller.copies import copies_file
     from controller.gc import Removal, find_unwanted, read_contents, remove, sweep_temporary
     from trainer.cache import cache_usage, remove_unused
 
@@ -80,6 +81,8 @@ def gc(delete: bool, data_sets: bool, forget: tuple[str, ...], cache: bool, as_j
     num_swept = sweep_temporary(store) if delete else 0
     usage = cache_usage()
     num_freed = remove_unused(usage.folder, 0) if delete and cache else 0
+    if delete and cache:
+        copies_file().unlink(missing_ok=True)
     if as_json:
         shown = {"folder": str(usage.folder), "bytes": usage.num_bytes, "bytes_removed": num_freed}
         untold = {name: each.untold for name, each in wants.items() if each.untold is not None}
