@@ -140,5 +140,5 @@ def test_without_servers_and_a_cluster_their_rows_say_so(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("not measured: no etcd and no kube-apiserver: `make kind-up` builds them") == 7
     assert done.stdout.count("not measured: no etcd and no kube-apiserver and no kube-controller-manager") == 1
-    assert done.stdout.count("not measured: no minio: `make kind-up` builds it") == 2
+    assert done.stdout.count("not measured: no minio: `make kind-up` builds it") == 3
     assert done.stdout.count("not measured: no cluster of `make kind-up` is here") == 1
