@@ -208,5 +208,5 @@ def shown_store(folder: Path) -> tuple[Grid, FileStore]:
 def gathered(grid: Grid, store: FileStore) -> Gathered:
     """What a report of the grid would show."""
     standing = status(grid, store)
-    table = table_of(grid, standing)
+    table = table_of(grid, standing, store)
     return gather(grid, standing.expansion, standing.known, standing.active, standing.waiting, table, store)

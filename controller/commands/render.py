@@ -20,6 +20,7 @@ from controller.commands.surface import (
     note,
     print_json,
     the_store,
+    write_output,
 )
 from controller.wording import count_text, plain
 
@@ -64,7 +65,6 @@ def render(
     from controller.acted import job_template
     from controller.manifest import to_yaml
     from controller.settings import read_settings
-    from trainer.failure import SpecError
 
     if reach.settings_name is not None:
         read_settings(reach.settings_name, reach.assignments)  # what is wrong with them is told before all else
@@ -84,10 +84,7 @@ def render(
     elif output is None:
         click.echo(text, nl=False)
     else:
-        try:
-            output.write_text(text, encoding="utf-8", newline="")
-        except OSError as error:
-            raise SpecError(f"-o: got {str(output)!r}, which cannot be written: {error.strerror}") from error
+        write_output(output, text)
     _tell(found, expansion, choice, len(jobs), output)
 
 

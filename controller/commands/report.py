@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from controller.commands.surface import (
+    form_of,
     grid_argument,
     note,
     store_option,
     stored_or_named_grid,
     tell,
     the_store,
+    write_output,
 )
 from controller.wording import bytes_text, count_text, listed
 
@@ -56,7 +58,7 @@ def report(grid: str, form: str | None, output: Path | None) -> None:
       grid report demo -o demo.html
       grid report demo --format latex > tables.tex
     """
-    form = form or _form_of(output)
+    form = form or form_of(output, ENDINGS, FORMATS, "html")
     store = the_store()
     gathered = gathered_report(grid, store)
     if form == "html":
@@ -68,7 +70,7 @@ def report(grid: str, form: str | None, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        _write(output, text)
+        write_output(output, text)
         note(f"written to {output}")
 
 
@@ -90,7 +92,7 @@ def _leave_page(gathered: Gathered, store: Store, output: Path | None) -> None:
 
     text = page(gathered)
     if output is not None:
-        _write(output, text)
+        write_output(output, text)
     name = gathered.grid.name
     key = f"grids/{name}/report.html"
     store.put(key, text.encode())
@@ -114,29 +116,3 @@ def leave_figures(store: Store, grid: str, figures: Iterable[tuple[str, bytes]])
     for key in left:
         store.delete(key)
     return count
-
-
-def _form_of(output: Path | None) -> str:
-    from trainer.failure import SpecError
-
-    if output is None:
-        return "html"
-    form = ENDINGS.get(output.suffix.lower())
-    if form is None:
-        raise SpecError(
-            f"-o: got {str(output)!r}, expected a name that ends in {listed(list(ENDINGS), 10)}",
-            hint=f"or say what to write: --format {'|'.join(FORMATS)}",
-        )
-    return form
-
-
-def _write(output: Path, text: str) -> None:
-    from trainer.failure import SpecError
-
-    try:
-        output.write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise SpecError(
-            f"-o: got {str(output)!r}, which cannot be written: {error.strerror}",
-            hint="name a file in a folder that is there and that you may write",
-        ) from error

@@ -21,6 +21,7 @@ from controller.commands.surface import (
     choice_of,
     choice_options,
     complete_stage,
+    form_of,
     grid_argument,
     grid_facts,
     grid_options,
@@ -35,8 +36,9 @@ from controller.commands.surface import (
     tell_misfits,
     the_store,
     width_of_output,
+    write_output,
 )
-from controller.wording import elided, listed, plain
+from controller.wording import elided, plain
 
 if TYPE_CHECKING:
     from controller.grid import Grid
@@ -357,7 +359,7 @@ def table(
       grid table demo -o results.md
       grid table demo --format csv > results.csv
     """
-    form = "json" if as_json else form or _form_of(output)
+    form = "json" if as_json else form or form_of(output, ENDINGS, FORMATS, "terminal")
     store = the_store(patience_seconds=READING_SECONDS)
     found = stored_or_named_grid(grid, store)
     choice_of(found, only, stages)  # an unknown stage is told before the store is read
@@ -367,34 +369,8 @@ def table(
     if output is None:
         click.echo(text, nl=False)
     else:
-        _write(output, text)
+        write_output(output, text)
         note(f"written to {output}")
-
-
-def _form_of(output: Path | None) -> str:
-    from trainer.failure import SpecError
-
-    if output is None:
-        return "terminal"
-    form = ENDINGS.get(output.suffix.lower())
-    if form is None:
-        raise SpecError(
-            f"-o: got {str(output)!r}, expected a name that ends in {listed(list(ENDINGS), 10)}",
-            hint=f"or say how to write it: --format {'|'.join(FORMATS)}",
-        )
-    return form
-
-
-def _write(output: Path, text: str) -> None:
-    from trainer.failure import SpecError
-
-    try:
-        output.write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise SpecError(
-            f"-o: got {str(output)!r}, which cannot be written: {error.strerror}",
-            hint="name a file in a folder that is there and that you may write",
-        ) from error
 
 
 def table_of(grid: Grid, standing: Status, store: Store | None = None) -> Table:

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -371,3 +371,31 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {plain(str(value))}".rstrip())
+
+
+def form_of(output: Path | None, endings: Mapping[str, str], forms: Sequence[str], default: str) -> str:
+    """The form of what is written, as the ending of `output` says; `default` without one. Raises SpecError."""
+    from trainer.failure import SpecError
+
+    if output is None:
+        return default
+    form = endings.get(output.suffix.lower())
+    if form is None:
+        raise SpecError(
+            f"-o: got {str(output)!r}, expected a name that ends in {listed(list(endings), 10)}",
+            hint=f"or say how to write it: --format {'|'.join(forms)}",
+        )
+    return form
+
+
+def write_output(output: Path, text: str) -> None:
+    """Write what -o names. Raises SpecError where that cannot be."""
+    from trainer.failure import SpecError
+
+    try:
+        output.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise SpecError(
+            f"-o: got {str(output)!r}, which cannot be written: {error.strerror}",
+            hint="name a file in a folder that is there and that you may write",
+        ) from error

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
 from controller import table_text
-from controller.noise import FEWEST_SEEDS, Comparison, compare
+from controller.noise import FEWEST_SEEDS, Comparison
 from controller.table import POSITIONS, StageTable, Table, TableRow
 from controller.table_text import Column, cells_of, columns_of, majority_cells
-from trainer.result import ResultNumbers
-from trainer.spec import lower_is_better
 
 _VERDICTS = {
     "cannot be told from it": "cannot be told from the best",
@@ -70,22 +67,22 @@ class ShownTable:
         )
 
 
-def shown_tables(table: Table, results: Mapping[str, ResultNumbers]) -> tuple[ShownTable, ...]:
-    """Every stage with all the columns that it has numbers for; `results` by run."""
-    return tuple(_shown(stage, results) for stage in table.stages)
+def shown_tables(table: Table) -> tuple[ShownTable, ...]:
+    """Every stage with all the columns that it has numbers for."""
+    return tuple(map(_shown, table.stages))
 
 
-def _shown(stage: StageTable, results: Mapping[str, ResultNumbers]) -> ShownTable:
+def _shown(stage: StageTable) -> ShownTable:
     columns = columns_of(stage)
     texts = [["".join(cell) for cell in cells_of(column, stage)] for column in columns]
-    compared = _compared(stage, results)
+    has_seeds = max((row.numbers.num_results for row in stage.rows), default=0) >= FEWEST_SEEDS
     rows = [
         ShownRow(
             row.experiment,
             tuple(Cell(text[index], _value(column, row)) for column, text in zip(columns, texts, strict=True)),
             table_text._mark(row, stage.is_final) or row.state,
             "" if row.state == "done" else row.reason or "",
-            _beside_best(compared[index]) if compared else "",
+            _beside_best(row.beside_best) if has_seeds and row.beside_best else "",
             row.notes,
             row,
         )
@@ -104,25 +101,13 @@ def _shown(stage: StageTable, results: Mapping[str, ResultNumbers]) -> ShownTabl
     ]
     legend = table_text._legend(stage)
     told = [legend] if legend else []
-    if compared is None and sum(row.numbers.num_results > 0 for row in stage.rows) > 1:
+    if any(row.best for row in stage.rows) and has_seeds:
+        told.append("Compared with the best: paired t intervals over seeds, corrected by Holm's method.")
+    elif sum(row.numbers.num_results > 0 for row in stage.rows) > 1:
         told.append(
             f"Which rows cannot be told from the best is said from {FEWEST_SEEDS} seeds on: here are too few to say."
         )
-    elif compared is not None:
-        told.append("Compared with the best: paired t intervals over seeds, corrected by Holm's method.")
     return ShownTable(stage, tuple(columns), tuple(rows), (*told, *stage.remarks[bool(stage.decision) :]), legend)
-
-
-def _compared(stage: StageTable, results: Mapping[str, ResultNumbers]) -> tuple[Comparison, ...] | None:
-    """What can be said of each row beside the best; none where there is no best row, or all have too few seeds."""
-    best = [index for index, row in enumerate(stage.rows) if row.best]
-    if not best or max(row.numbers.num_results for row in stage.rows) < FEWEST_SEEDS:
-        return None
-    values = [
-        {run.seed: float(getattr(results[run.id], stage.metric)) for run in row.runs if run.id in results}
-        for row in stage.rows
-    ]
-    return compare(values, lower_is_better=lower_is_better(stage.metric), best=best)
 
 
 def _beside_best(compared: Comparison) -> str:

@@ -12,7 +12,6 @@ from PIL.Image import Image
 from controller.archive import homes
 from controller.grid import Grid
 from controller.knowledge import NUM_CONNECTIONS, PROVENANCE, read_metrics
-from controller.noise import Answers
 from controller.report.images import read_images
 from controller.report.tested import MISTAKES_SHOWN, Mistake, Predictions, Scores, mistakes, read_predictions, scores
 from controller.search import Expansion, Experiment, Run
@@ -93,7 +92,6 @@ class TestedRow:
     classes: tuple[str, ...]
     scores: Scores | None
     mistakes: tuple[MistakeSeen, ...]
-    answers: tuple[Answers, ...]  # of each seed that is there
     lacks: tuple[str, ...]  # why something is not there
 
 
@@ -209,8 +207,7 @@ def _tested(store: Store, stage: str, experiment: Experiment, known: Known, inde
                 lacks.append(f"seed {run.seed}: {error.message}")
     found = scores([each for _, each in read]) if read else None
     shown, further = _mistakes(store, read, index)
-    answers = tuple(Answers(each.indices, each.labels, each.logits.argmax(axis=1) == each.labels) for _, each in read)
-    return TestedRow(stage, experiment, tuple(tests), index.classes, found, shown, answers, (*lacks, *further))
+    return TestedRow(stage, experiment, tuple(tests), index.classes, found, shown, (*lacks, *further))
 
 
 def _mistakes(

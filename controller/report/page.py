@@ -137,7 +137,7 @@ def key_svg(look: Look) -> Markup:
 def page(gathered: Gathered) -> str:
     """The report of a grid, whole or not, as the text of an HTML file; the same value gives the same text."""
     charts = _Charts()
-    tables = shown_tables(gathered.table, gathered.known.results)
+    tables = shown_tables(gathered.table)
     shown_runs = list(gathered.runs.values())[:MAX_RUNS]
     context: dict[str, Any] = {
         "grid": gathered.grid,

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from controller.noise import LEVEL, compare_tests
+from controller.noise import LEVEL
 from controller.report.columns import ShownTable
 from controller.report.gather import Gathered, RunSeen
 from controller.search import StageExpansion
@@ -126,16 +126,12 @@ def tests_beside_best(gathered: Gathered) -> dict[tuple[str, str], str]:
     """Of each tested row, by stage and name, what its test says beside the best row's; nothing of the best itself."""
     told = {}
     for stage in gathered.table.stages:
-        rows = [row for row in gathered.tested if row.stage == stage.name]
-        names = {row.experiment for row in stage.rows if row.best}
-        best = next((index for index, row in enumerate(rows) if row.experiment.name in names), None)
-        if best is None:
-            continue
-        for row, compared in zip(rows, compare_tests([row.answers for row in rows], best), strict=True):
-            if compared is not None:
+        best = next((row.experiment for row in stage.rows if row.best), None)
+        for row in stage.rows:
+            if (compared := row.test_beside_best) is not None:
                 low, high = compared.interval
-                told[stage.name, row.experiment.name] = (
-                    f"Beside {rows[best].experiment.name}: {compared.verdict}, test accuracy "
+                told[stage.name, row.experiment] = (
+                    f"Beside {best}: {compared.verdict}, test accuracy "
                     f"{compared.difference:+.4f} ({low:+.4f} to {high:+.4f}; "
                     f"paired bootstrap over {compared.num_images:,} images, "
                     f"{1 - LEVEL:.0%} for all comparisons together)"

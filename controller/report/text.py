@@ -41,7 +41,7 @@ _LATEX = {
 
 def to_markdown(gathered: Gathered) -> str:
     """What won and why, the path, what is missing, the tables, and how to get them again."""
-    tables = shown_tables(gathered.table, gathered.known.results)
+    tables = shown_tables(gathered.table)
     lines = [f"# {_markdown(gathered.grid.name)}", ""]
     if gathered.grid.description:
         lines += [_markdown(gathered.grid.description), ""]
@@ -96,7 +96,7 @@ def _markdown(text: str) -> str:
 def to_latex(gathered: Gathered) -> str:
     """A table for each stage that has rows, for a document that loads booktabs; the best row's name is bold."""
     lines = [f"% Tables of the grid {_ascii_comment(gathered.grid.name)}. Needs \\usepackage{{booktabs}}."]
-    for table in shown_tables(gathered.table, gathered.known.results):
+    for table in shown_tables(gathered.table):
         if table.rows:
             lines += ["", *_latex_table(gathered.grid.name, table)]
     return "\n".join(lines) + "\n"

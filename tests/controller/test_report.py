@@ -139,7 +139,7 @@ def test_each_mistake_is_the_image_that_it_says(shown: Gathered) -> None:
 
 
 def test_the_winner_is_the_best_of_the_last_test_with_the_reason(shown: Gathered) -> None:
-    found = story.winner(shown, shown_tables(shown.table, shown.known.results))
+    found = story.winner(shown, shown_tables(shown.table))
     assert found is not None
     assert (found.stage, found.experiment) == ("final", "rate/lr=0.01")
     assert "lowest mean validation_loss" in found.because
@@ -245,7 +245,7 @@ def test_every_row_stands_with_the_command_that_trains_it(html: str) -> None:
 
 
 def test_rows_that_cannot_be_told_from_the_best_are_said_from_three_seeds_on(shown: Gathered) -> None:
-    rate = shown_tables(shown.table, shown.known.results)[0]
+    rate = shown_tables(shown.table)[0]
     said = {row.name: row.beside_best for row in rate.rows}
     assert said["lr=0.01"] == ""
     assert said["lr=0.001"].startswith("worse than the best: by +0.582 to +0.642")
