@@ -11,6 +11,7 @@ CLUSTER ?=
 SETTINGS ?=
 RUN ?=
 PURGE ?=
+LONG ?=
 ENV ?=
 
 UV_VERSION = 0.13.9
@@ -89,7 +90,8 @@ test: setup ## run the tests
 check: setup ## everything CI checks: format, lint, types, imports, docs, then the tests
 	@echo 'check: format';  $(BIN)/ruff format --check --quiet $(CODE) || { echo 'hint: make format' >&2; exit 1; }
 	@echo 'check: lint';    $(BIN)/ruff check --quiet $(CODE)
-	@echo 'check: types';   $(BIN)/mypy --no-error-summary
+	@echo 'check: types';   $(BIN)/mypy --no-error-summary && \
+	  MYPYPATH=tests:tests/trainer $(BIN)/mypy --no-error-summary --explicit-package-bases tests/cluster # seldom run: read
 	@echo 'check: imports'; out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out"; exit 1; }
 	@echo 'check: docs';    $(BIN)/python -m controller.reference --check
 	@echo 'check: tests';   $(MAKE) test
@@ -154,9 +156,11 @@ kind-down: setup ## remove that cluster and all that runs of it; PURGE=yes remov
 	@$(BIN)/python -m k8s.kind down $(if $(filter yes,$(PURGE)),--purge)
 
 # CLUSTER=existing runs the same tests on the cluster of the current kubeconfig; tests/cluster/conftest.py says how
-test-cluster: setup ## run the tests that need a cluster, on that one: CLUSTER=existing takes yours
+test-cluster: setup ## run the tests that need a cluster, on that one: LONG=yes all of them, CLUSTER=existing on yours
 	@$(if $(filter existing,$(CLUSTER)),,$(BIN)/python -m k8s.kind up >/dev/null)
-	@GRID_TEST_CLUSTER=$(or $(CLUSTER),kind) $(BIN)/python -m pytest -q tests/cluster $(ARGS)
+	@$(if $(filter yes,$(LONG)),,echo 'test-cluster: without those marked long, which take most of an hour: LONG=yes runs them, too')
+	@GRID_TEST_CLUSTER=$(or $(CLUSTER),kind) $(BIN)/python -m pytest -q tests/cluster \
+	  $(if $(filter yes,$(LONG)),,-m 'not long') $(ARGS)
 
 clean: ## remove what make made: .venv, .uv and caches; the store stays
 	rm -rf $(VENV) .uv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -28,6 +28,15 @@ DATA = CACHE / "docker"
 CGROUP = "experiment-grid-kind"
 PACKAGES = {"dockerd": "docker.io", "tini": "tini", "debootstrap": "debootstrap", "iptables": "iptables"}
 CAP_SYS_RESOURCE = 24
+NEEDED = {  # tried in namespaces that end with the trial: nothing of it stays
+    "mounts of its own": "mount -t tmpfs none /mnt && cd /mnt && mkdir a b c d && mount -t overlay none -o "
+    "lowerdir=a,upperdir=b,workdir=c d",
+    "networks of its own": "ip link add name grid0 type bridge && ip link add grid1 type veth peer name grid2",
+    "its own rules for them": "iptables -t nat -A POSTROUTING -j MASQUERADE",
+    "control groups": "test -w /sys/fs/cgroup",
+}
+ELSEWHERE = "run Docker elsewhere and point DOCKER_HOST to it, or use a virtual machine in place of a container"
+FIRST_ROOM_BYTES, ROOM_BYTES = 25_000_000_000, 6_000_000_000  # with nothing built yet, and later
 DOCKER_BRIDGE = re.compile("br-[0-9a-f]{12}")
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_TEXT = "#!/bin/sh\n# experiment-grid: no service starts while its packages are installed\nexit 101\n"
@@ -112,6 +121,7 @@ def _make_engine() -> Engine:
             hint="install and start Docker, or point DOCKER_HOST to an engine",
         )
     install_packages()
+    refuse_where_withheld()
     stop_engine()  # what a killed run may have left
     with step("starting a Docker engine of our own"):
         RUN.mkdir(mode=0o711, exist_ok=True)
@@ -141,6 +151,23 @@ def _make_engine() -> Engine:
             time.sleep(0.2)
     tail = (RUN / "engine.log").read_text(errors="replace").splitlines()[-20:]
     raise Failed("the engine does not answer within 60 s:\n" + "\n".join(tail))
+
+
+def refuse_where_withheld() -> None:
+    """Raise Impossible where even root may not make what containers are made of, or where the disk has no room."""
+    for needed, command in NEEDED.items():
+        ended = attempt("unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "sh", "-euc", command)
+        if ended.returncode != 0:
+            said = " ".join(ended.stderr.split()) or f"exit {ended.returncode}"
+            raise Impossible(f"a Docker engine needs {needed}, which this machine withholds: {said}", hint=ELSEWHERE)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    needed_room = ROOM_BYTES if DATA.exists() else FIRST_ROOM_BYTES
+    room = shutil.disk_usage(CACHE).free
+    if room < needed_room:
+        raise Impossible(
+            f"{CACHE} has room for {room / 1e9:.0f} GB, a cluster takes {needed_room / 1e9:.0f} GB",
+            hint="free some space, or set KIND_CACHE to a folder of a larger disk",
+        )
 
 
 def install_packages() -> None:

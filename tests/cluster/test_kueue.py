@@ -66,14 +66,19 @@ def kueue(cluster: Cluster) -> Iterator[str]:
         ),
     ]
     for each in objects:
-        cluster.until(  # its webhooks answer a little after its pod is ready
-            f"Kueue takes a {each['kind']}",
-            lambda each=each: cluster.attempt("apply", "-f", "-", given=json.dumps(each)).returncode == 0,
-            seconds=60,
-        )
+        take(cluster, each)
     yield QUEUE
     for each in reversed(objects):
         cluster.kubectl("delete", each["kind"], each["metadata"]["name"], "--ignore-not-found", "--wait=false")
+
+
+def take(cluster: Cluster, made: dict[str, Any]) -> None:
+    """Kueue has the object: its webhooks answer a little after its pod is ready."""
+    cluster.until(
+        f"Kueue takes a {made['kind']}",
+        lambda: cluster.attempt("apply", "-f", "-", given=json.dumps(made)).returncode == 0,
+        seconds=60,
+    )
 
 
 def suspenders(bench: Bench) -> set[str]:

@@ -33,7 +33,9 @@ from controller.cli import main
 from controller.cluster import CONFIG_MAPS, EVENTS, LEASES, Cluster, ObjectAbsent, open_cluster
 from controller.commands.serve import leave_tables_of
 from controller.election import Leadership
+from controller.grid import Grid
 from controller.health import HealthServer, Log
+from controller.jobs import grid_label
 from controller.knowledge import read_decisions
 from controller.live import PlainView
 from controller.observe import expanded
@@ -44,7 +46,7 @@ from controller.standing import Work
 from controller.who_acts import Acting
 from trainer.failure import ExitCode
 from trainer.stop import StopSignal
-from trainer.store import FileStore, S3Store
+from trainer.store import FileStore, S3Store, Store
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = "  - name: lr\n    vary: {optimizer.lr: [0.5]}\n"
@@ -238,8 +240,7 @@ def test_a_grid_that_cannot_be_acted_on_is_told_once_and_the_others_go_on(
         served.says("got bytes that are no text")
         served.says("damaged: failures/")
         served.says("small: is over: 5 of 5 pieces of work done")
-        taken = []
-        monkeypatch.setattr(serve, "stored_grid", lambda store, name: taken.append(name) or stored_grid(store, name))
+        taken = stored_grids_read(monkeypatch)
         until("it to be tried again", lambda: taken.count("large") > 1)
     for fault in ("got a spec of", "got bytes that are no text", "failures/"):
         assert served.told.count(fault) == 1
@@ -255,15 +256,26 @@ def test_a_grid_whose_jobs_the_server_refuses_holds_up_no_other(lab: Lab) -> Non
     with Kubelet(lab), serving(lab) as served:
         served.says("nowhere")
         served.says("small: is over: 5 of 5 pieces of work done")
-    assert all("small" in job.grids for job in lab.jobs().values())
+    assert all(grid_label("small") in job["metadata"]["labels"] for job in lab.jobs().values())
+
+
+def stored_grids_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the grids that the controller reads from the store from now on, each time it does."""
+    names: list[str] = []
+
+    def read(store: Store, name: str) -> Grid | None:
+        names.append(name)
+        return stored_grid(store, name)
+
+    monkeypatch.setattr(serve, "stored_grid", read)
+    return names
 
 
 def test_a_grid_whose_settings_are_for_elsewhere_is_not_read_again_until_they_change(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[str] = []
     monkeypatch.setattr(serve, "AGAIN_SECONDS", 0.2)
-    monkeypatch.setattr(serve, "stored_grid", lambda store, name: taken.append(name) or stored_grid(store, name))
+    taken = stored_grids_read(monkeypatch)
     submit(lab, "small", ONE)
     settings = lab.store.get(settings_key("small"))
     lab.store.put(settings_key("small"), settings.replace(b"namespace: test-", b"namespace: x-"))
