@@ -7,7 +7,8 @@ import sys
 import time
 from typing import NoReturn
 
-from trainer.__main__ import log_to_stderr, main
+from trainer.__main__ import main
+from trainer.logs import log_to_stderr
 from trainer.stop import StopSignal
 
 

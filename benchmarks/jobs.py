@@ -7,36 +7,49 @@ is scheduled. Every round has a server of its own, so that none pays for the obj
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.bare import BareApi
 from benchmarks.figures import Row, Target, divided, in_turn, timed
 from benchmarks.place import Place
-from controller.cluster import CONNECTIONS, JOBS, NAMESPACES, ClusterError, open_cluster
+from benchmarks.wide import Wide, wide_grid
+from controller.acted import ActedGrid
+from controller.archive import write_settings
+from controller.cluster import CONNECTIONS, JOBS, NAMESPACES, open_cluster
 from controller.jobs import SELECTOR, job_view
-from controller.manifest import JobTemplate
-from controller.settings import read_settings
-from controller.standing import Work
+from controller.live import PlainView
+from controller.loops import settle
+from controller.mirror import Mirror
+from controller.passes import Passes, Report
+from controller.settings import Settings, parse_settings
 from tests.cluster.apiserver import ApiServer, api_server, missing
-from trainer.identity import run_id, with_seed, write_spec
-from trainer.spec import ExperimentSpec
+from trainer.store import FileStore
 
 POSTS = f"bare POSTs of the same bodies by {CONNECTIONS} threads over kept-alive connections"
 LIST = "the same paged LIST, bare: raw JSON over a kept-alive connection"
 CREATE_TARGET = Target(0.7, 0.9, more_is_better=True)
-STORE = "s3://lab/grids"
+NOTE = (
+    "ours is all that `grid submit` does once it has listed: decide, make {:,} bytes of JSON a Job, create, start the "
+    "first 64; unknown fields are refused on our side alone; server and client share the machine"
+)
+SETTINGS = """\
+image: none:1
+parallelism: 64
+store: {uri: "s3://lab/grids", endpoint: "http://s3:9000", secret: s3-credentials}
+progress: {annotations: false}
+"""
 
 
 def jobs(place: Place) -> list[Row]:
     """Jobs created a second in 1,000 and 10,000 runs, and all of them listed into views."""
     names = ("create-1000", "create-10000", "list-10000")
-    sizes = (50, 200) if place.quick else (1000, 10_000)
+    sizes = (49, 196) if place.quick else (1024, 10_000)  # squares
     what = [f"Jobs created per second, {size:,} runs" for size in sizes]
     what.append(f"LIST of {sizes[-1]:,} Jobs into what the controller keeps of them")
     if reason := missing():
@@ -63,8 +76,7 @@ def jobs(place: Place) -> list[Row]:
                     f"{size / median(seconds['ours']):.0f}/s",
                     f"{size / median(seconds['bare']):.0f}/s",
                     CREATE_TARGET,
-                    f"bodies of {len(server.body(0)):,} bytes, made and written as JSON on our side alone, unknown "
-                    "fields refused on our side alone; server and client share the machine",
+                    NOTE.format(len(server.bodies(size)[0])),
                 )
             )
         sides = {"bare": timed(server.list_bare), "ours": timed(server.list_views)}
@@ -83,6 +95,10 @@ def jobs(place: Place) -> list[Row]:
     return rows
 
 
+def _settings(namespace: str) -> Settings:
+    return parse_settings(SETTINGS, "settings", [f"namespace={namespace}"])
+
+
 def _say(place: Place, name: str, told: str) -> None:
     place.say(f"{name}: {told}")
 
@@ -94,13 +110,11 @@ class _Servers:
         self._stack = stack
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place.folder)))
         self._server_stack = stack.enter_context(ExitStack())
+        self._place = place
         self._num_servers = self._num_namespaces = 0
         self._namespace = ""
         self._server: ApiServer | None = None
-        template = JobTemplate(read_settings("kind"), STORE)
-        spec = {"data": {"name": "caltech101", "fingerprint": "0" * 64}, "model": {"architecture": "resnet50"}}
-        run = with_seed(ExperimentSpec.model_validate(spec), 0)
-        self._parts: tuple[JobTemplate, str, str] = (template, run_id(run).rpartition("-")[0], write_spec(run))
+        self._wide: Wide | None = None
 
     @property
     def server(self) -> ApiServer:
@@ -115,38 +129,46 @@ class _Servers:
         folder.mkdir()
         self._server = self._server_stack.enter_context(api_server(folder))
         self._bare = BareApi(self._server)
-        self.create_bare(200)
-        return self.create_bare(size)
+        self.create_bare(size, 200)
+        return self.create_bare(size, size)
 
-    def job(self, number: int) -> dict[str, Any]:
-        """One of a grid's Jobs."""
-        template, architecture, spec = self._parts
-        made = template.job(
-            Work(f"{architecture}-{number:012x}", is_test=False), 0, spec, {"wide": "wide"}, suspended=True
-        )
-        del made["metadata"]["namespace"]  # whichever is asked
-        return made
+    def grid(self, size: int) -> Wide:
+        """A grid of that many runs, none of which has a result."""
+        if self._wide is None or len(self._wide.runs) != size:
+            store = FileStore(self._folder / "store")
+            self._wide = wide_grid(self._place, store, isqrt(size))
+        return self._wide
 
-    def body(self, number: int) -> bytes:
-        """The same, as it is sent."""
-        return json.dumps(self.job(number)).encode()
+    def bodies(self, size: int) -> list[bytes]:
+        """Its Jobs, as they are sent."""
+        made = self.grid(size).bodies(_settings("anywhere"))
+        for each in made:
+            del each["metadata"]["namespace"]  # whichever is asked
+        return [json.dumps(each).encode() for each in made]
 
-    def create_bare(self, size: int) -> float:
-        """Seconds of POSTs and nothing else, into a new namespace."""
+    def create_bare(self, size: int, number: int) -> float:
+        """Seconds of POSTs and nothing else, of so many of the grid's Jobs, into a new namespace."""
         path = f"/apis/batch/v1/namespaces/{self._new_namespace()}/jobs"
-        seconds, statuses = self._bare.send_all([("POST", path, self.body(number)) for number in range(size)])
-        assert statuses == [201] * size
+        seconds, statuses = self._bare.send_all([("POST", path, body) for body in self.bodies(size)[:number]])
+        assert set(statuses) == {201}
         return seconds
 
     def create(self, size: int) -> float:
-        """Seconds of the product's own creations, into a new namespace."""
-        namespace = self._new_namespace()
-        with open_cluster(namespace, kubeconfig=str(self.server.kubeconfig())) as cluster:
-            act: Callable[[int], Any] = lambda number: cluster.create(JOBS, self.job(number))  # noqa: E731 - as it is used
-            outcomes: list[Any] = []
-            seconds = timed(lambda: outcomes.extend(cluster.perform(act, range(size))))()
-        assert len(outcomes) == size
-        assert not [outcome for _, outcome in outcomes if isinstance(outcome, ClusterError)]
+        """Seconds of the passes that `grid submit` makes, into a new namespace: until nothing is left to create."""
+        wide, namespace = self.grid(size), self._new_namespace()
+        write_settings(wide.store, wide.grid.name, settings := _settings(namespace))
+        kubeconfig = str(self.server.kubeconfig())
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            open_cluster(namespace, kubeconfig=kubeconfig) as cluster,
+            Mirror(cluster) as mirror,
+        ):
+            acted = ActedGrid(wide.grid, wide.store, wide.facts, settings=settings)
+            passes = Passes(cluster, mirror, wide.store, [acted], PlainView(nowhere))
+            reports: list[Report] = []
+            seconds = timed(lambda: reports.append(settle(passes)))()
+        assert not reports[0].refused
+        assert reports[0].done["Create"] == size, reports[0].done
         self._namespace = namespace
         return seconds
 

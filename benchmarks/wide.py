@@ -21,7 +21,7 @@ from controller.jobs import CONTAINER
 from controller.knowledge import runs_with_results
 from controller.observe import take_up
 from controller.search import Expansion, Facts, Run, expand, wanted
-from controller.settings import parse_settings
+from controller.settings import Settings, parse_settings
 from controller.standing import Choice, Work
 from tests.cluster.apiserver import ApiServer, programs
 from tests.cluster.minio import minio_server
@@ -29,7 +29,7 @@ from trainer.dataset import load_index
 from trainer.failure import DataError
 from trainer.identity import write_spec
 from trainer.importing import import_dataset
-from trainer.store import S3Store
+from trainer.store import S3Store, Store
 
 NAMED_STORE = "GRID_BENCH_STORE"
 NAMESPACE = "wide"
@@ -77,11 +77,19 @@ def s3_store(place: Place) -> Iterator[S3Store]:
 class Wide:
     """The grid, in a store that has its data set and is to have its results."""
 
-    store: S3Store
+    store: Store
     grid: Grid
     facts: Facts
     expansion: Expansion
     runs: Sequence[Run]
+
+    def bodies(self, settings: Settings) -> list[dict[str, Any]]:
+        """The Jobs of all runs, as they are created."""
+        template = job_template(self.grid, self.expansion, self.facts, self.store, settings)
+        return [
+            template.job(Work(run.id, False), run.seed, write_spec(run.spec), {self.grid.name: STAGE})
+            for run in self.runs
+        ]
 
     def put_results(self, numbers: Sequence[int]) -> None:
         """Let the store have the results of the runs of these numbers, and no others of the grid."""
@@ -102,7 +110,7 @@ class Wide:
         self.store.put(f"results/{run.id}.json", result(run, number).model_dump_json(indent=2).encode())
 
 
-def wide_grid(place: Place, store: S3Store, side: int) -> Wide:
+def wide_grid(place: Place, store: Store, side: int) -> Wide:
     """The grid of side x side runs, taken up and with its settings in the store."""
     pictures = place.folder / "grid-pictures"
     if not pictures.exists():
@@ -134,11 +142,7 @@ class Jobs:
     def _make(self) -> None:
         wide = self._wide
         self.api.send("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        template = job_template(wide.grid, wide.expansion, wide.facts, wide.store, parse_settings(SETTINGS, "settings"))
-        bodies = [
-            template.job(Work(run.id, False), run.seed, write_spec(run.spec), {wide.grid.name: STAGE})
-            for run in wide.runs
-        ]
+        bodies = wide.bodies(parse_settings(SETTINGS, "settings"))
         self._send_all([("POST", self.path, json.dumps(body).encode()) for body in bodies])
         self._send_all([self._status(number, _complete) for number in range(1 + len(self._open), len(wide.runs))])
         uid = self.api.send("GET", f"{self.path}/{self.name(0)}")["metadata"]["uid"]
