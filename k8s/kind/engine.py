@@ -26,7 +26,13 @@ PID_FILE = RUN / "engine.pid"
 BEFORE = RUN / "before.json"
 DATA = CACHE / "docker"
 CGROUP = "experiment-grid-kind"
-PACKAGES = {"dockerd": "docker.io", "tini": "tini", "debootstrap": "debootstrap", "iptables": "iptables"}
+PACKAGES = {  # by the program for which each is needed
+    "dockerd": "docker.io",
+    "tini": "tini",
+    "debootstrap": "debootstrap",
+    "iptables": "iptables",
+    "ip": "iproute2",
+}
 CAP_SYS_RESOURCE = 24
 NEEDED = {  # tried in namespaces that end with the trial: nothing of it stays
     "mounts of its own": "mount -t tmpfs none /mnt && cd /mnt && mkdir a b c d && mount -t overlay none -o "

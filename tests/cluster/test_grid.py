@@ -65,7 +65,13 @@ def delete_the_job(bench: Bench, run: str) -> None:
     bench.cluster.kubectl("delete", "job", run)
 
 
-@pytest.mark.parametrize("interrupt", [delete_by_force, evict, pause_and_resume, delete_the_job])
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        evict,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (delete_by_force, pause_and_resume, delete_the_job)),
+    ],
+)
 def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(
     bench: Bench, straight: dict[str, dict[str, Any]], interrupt: Callable[[Bench, str], None]
 ) -> None:
@@ -78,6 +84,7 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(
     assert len(attempts(bench.store, run)) >= 2
 
 
+@pytest.mark.long
 def test_a_controller_that_is_killed_again_and_again_loses_no_run_and_starts_none_twice(bench: Bench) -> None:
     random.seed(4)
     text = grid_text("killed", STAGES.replace("final", "last"), seeds=1)
@@ -102,6 +109,7 @@ def test_a_controller_that_is_killed_again_and_again_loses_no_run_and_starts_non
 # --- waiting and failing
 
 
+@pytest.mark.long
 def test_a_wrong_image_is_told_at_once_and_frees_its_place(bench: Bench) -> None:
     image = f"{bench.cluster.image.partition('@')[0]}:absent"
     said = bench.submit(grid_text("image"), image=image, pending_deadline=20)
@@ -117,6 +125,7 @@ def test_a_wrong_image_is_told_at_once_and_frees_its_place(bench: Bench) -> None
     assert bench.states("image")[run][0] == "done"
 
 
+@pytest.mark.long
 def test_a_run_that_finds_no_node_says_so_and_lets_others_pass(bench: Bench) -> None:
     text = grid_text("window", "stages:\n  - name: lr\n    vary: {optimizer.lr: [0.5, 0.05, 0.005]}\n")
     said = bench.submit(text, "--only", "*lr=0.5*", node_selector={"no-such": "node"})
@@ -139,6 +148,7 @@ def test_a_run_that_finds_no_node_says_so_and_lets_others_pass(bench: Bench) -> 
     assert bench.states("window")[stuck] == ("waiting", "cancelled")
 
 
+@pytest.mark.long
 def test_a_quota_is_waited_for(bench: Bench) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "two"}, "spec": {"hard": {"pods": "2"}}}
     bench.cluster.apply(quota)
@@ -168,6 +178,7 @@ def test_a_run_that_is_killed_for_its_memory_says_its_limit(bench: Bench) -> Non
     assert "its limit is 64Mi" in failure.message
 
 
+@pytest.mark.long
 def test_a_log_is_read_from_the_pod_and_from_the_store_when_that_is_gone(bench: Bench) -> None:
     said = bench.submit(grid_text("logged"))
     (run,) = (each["run"] for each in said["runs"])

@@ -129,6 +129,7 @@ def test_the_image_says_what_it_was_built_from(image: dict[str, Any]) -> None:
     assert labels["org.opencontainers.image.title"] == "experiment-grid"
 
 
+@pytest.mark.long
 def test_no_layer_keeps_the_companys_certificates(
     cluster: Cluster, image: dict[str, Any], made_here: dict[str, Any]
 ) -> None:

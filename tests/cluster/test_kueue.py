@@ -16,6 +16,7 @@ from cluster.grids import LONG, Bench, attempts, grid_text, is_ended, numbers
 from cluster.real import Cluster
 from trainer.failure import ExitCode
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parent.parent.parent
 API = "kueue.x-k8s.io/v1beta1"
 FIVE_RATES = "stages:\n  - name: lr\n    vary: {optimizer.lr: [0.5, 0.1, 0.05, 0.01, 0.005]}\n"

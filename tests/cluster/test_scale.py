@@ -27,6 +27,7 @@ from controller.jobs import SELECTOR
 from controller.standing import Work
 from trainer.store import S3Store
 
+pytestmark = pytest.mark.long
 NUM_RUNS = int(os.environ.get("GRID_SCALE", "1000"))
 PARALLELISM = 100
 CONTROLLERS = ("job-controller", "garbage-collector-controller", "node-lifecycle-controller")

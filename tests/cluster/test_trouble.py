@@ -134,6 +134,7 @@ def one_gpu(bench: Bench, made_here: dict[str, Any]) -> Iterator[str]:
     bench.cluster.kubectl(*change, json.dumps([{"op": "remove", "path": path}]))
 
 
+@pytest.mark.long
 def test_a_gpu_is_asked_for_and_waited_for(bench: Bench, one_gpu: str) -> None:
     said = bench.submit(grid_text("gpu", THREE_RATES), gpu={"resource": GPU, "count": 1}, parallelism=3)
     runs = {each["run"] for each in said["runs"]}
@@ -168,6 +169,7 @@ def drain(bench: Bench, run: str) -> None:
         bench.cluster.kubectl("uncordon", node)
 
 
+@pytest.mark.long
 def test_a_run_whose_node_is_drained_saves_a_checkpoint_and_goes_on_to_the_same_numbers(
     bench: Bench, straight: dict[str, dict[str, Any]]
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_run_whose_node_is_drained_saves_a_checkpoint_and_goes_on_to_the_same_
     assert not read_failures(bench.store)
 
 
+@pytest.mark.long
 def test_pods_that_are_stopped_while_they_start_count_as_no_attempt(bench: Bench) -> None:
     run = only_run(bench.submit(grid_text("early"), max_tries=1))
     for delay in (0, 0.3, 1.0, 2.0):
@@ -215,6 +218,7 @@ def no_api_server(made: dict[str, Any]) -> Iterator[None]:
         docker(made, "exec", node, "mv", "/root/kube-apiserver.yaml", manifest)
 
 
+@pytest.mark.long
 def test_a_watch_outlives_an_api_server_that_is_away_for_half_a_minute(
     bench: Bench, made_here: dict[str, Any], straight: dict[str, dict[str, Any]]
 ) -> None:
@@ -231,6 +235,7 @@ def test_a_watch_outlives_an_api_server_that_is_away_for_half_a_minute(
     assert len(attempts(bench.store, run)) == 1  # the pod went on meanwhile
 
 
+@pytest.mark.long
 def test_runs_and_watch_outlive_a_store_that_is_away_for_a_minute(
     bench: Bench, made_here: dict[str, Any], straight: dict[str, dict[str, Any]]
 ) -> None:
@@ -278,6 +283,7 @@ def unplaced(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "nodeName"}
 
 
+@pytest.mark.long
 def test_two_watches_at_once_make_and_start_everything_once(bench: Bench) -> None:
     said = bench.submit(grid_text("twice", THREE_RATES, seeds=2), parallelism=1)
     runs = {each["run"] for each in said["runs"]}
@@ -302,6 +308,7 @@ def test_two_watches_at_once_make_and_start_everything_once(bench: Bench) -> Non
     assert {run: len(attempts(bench.store, run)) for run in runs} == dict.fromkeys(runs, 1)
 
 
+@pytest.mark.long
 def test_a_grid_that_shares_runs_with_a_cancelled_one_keeps_them(bench: Bench) -> None:
     one, two = (grid_text(name, THREE_RATES, epochs=3) for name in ("one", "two"))
     first, second = bench.submit(one), bench.submit(two)
@@ -314,6 +321,7 @@ def test_a_grid_that_shares_runs_with_a_cancelled_one_keeps_them(bench: Bench) -
     assert {len(attempts(bench.store, each["run"])) for each in first["runs"]} == {1}
 
 
+@pytest.mark.long
 def test_a_grid_that_changed_since_is_taken_over_only_when_that_is_asked_for(bench: Bench) -> None:
     before = grid_text("changed", "stages:\n  - name: lr\n    vary: {optimizer.lr: [0.5, 0.05]}\n")
     after = grid_text("changed", "stages:\n  - name: lr\n    vary: {optimizer.lr: [0.05, 0.005]}\n")
@@ -331,6 +339,7 @@ def test_a_grid_that_changed_since_is_taken_over_only_when_that_is_asked_for(ben
     assert len({each["run"] for each in said["runs"]} & states.keys()) == 1
 
 
+@pytest.mark.long
 def test_a_watch_that_is_killed_at_random_moments_starts_nothing_twice(bench: Bench) -> None:
     random.seed(11)
     bench.submit(grid_text("shaken", THREE_RATES, epochs=4), parallelism=2)
