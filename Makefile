@@ -94,6 +94,7 @@ check: setup ## everything CI checks: format, lint, types, imports, docs, then t
 	  MYPYPATH=tests:tests/trainer $(BIN)/mypy --no-error-summary --explicit-package-bases tests/cluster # seldom run: read
 	@echo 'check: imports'; out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out"; exit 1; }
 	@echo 'check: docs';    $(BIN)/python -m controller.reference --check
+	@$(BIN)/python -m k8s.monitoring --check
 	@echo 'check: tests';   $(MAKE) test
 
 format: setup ## rewrite the code in the one format

@@ -51,6 +51,12 @@ def _gpu(place: Place) -> list[Row]:
     return gpu(place)
 
 
+def _watched(place: Place) -> list[Row]:
+    from benchmarks.watched import watched
+
+    return watched(place)
+
+
 def _start(place: Place) -> list[Row]:
     from benchmarks.start import start
 
@@ -81,6 +87,12 @@ def _controller(place: Place) -> list[Row]:
     return controller(place)
 
 
+def _scrape(place: Place) -> list[Row]:
+    from benchmarks.scrape import scrape
+
+    return scrape(place)
+
+
 def _table_s3(place: Place) -> list[Row]:
     from benchmarks.tables import table_over_s3
 
@@ -105,11 +117,13 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Place], list[Row]]]] = {
     "alexnet-augmented": ("the same with the report's second augmentation", _alexnet_augmented),
     "resnet50": ("whole epochs of ResNet50 against bare compute", _resnet50),
     "gpu": ("both on a GPU, deterministic and not", _gpu),
+    "watched": ("epochs with telemetry and TensorBoard, against the same without", _watched),
     "start": ("process start to first step", _start),
     "import": ("cold import and decode", _import),
     "grid": ("plan of 10,000 points, table of 10,000 results", _grid),
     "jobs": ("1,000 and 10,000 Jobs created and listed, on a real API server", _jobs),
     "controller": ("passes over 10,000 runs, the memory they take, and status, on real servers", _controller),
+    "scrape": ("a scrape of the controller at 1,000 runs", _scrape),
     "table-s3": ("table of 10,000 results on a real S3 server", _table_s3),
     "requests": ("API requests of a grid of 1,000 runs, counted by the server", _requests),
     "submit": ("submit to first training step, on the cluster of `make kind-up`", _submit),

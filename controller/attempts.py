@@ -15,6 +15,7 @@ from controller.jobs import JobView, PodView, read_time
 from controller.standing import Work
 from controller.wording import bytes_text, plain
 from trainer.failure import FINAL_EXITS, LOG_TAIL_LINES, ExitCode, Failure
+from trainer.logs import human_lines, read_line, read_lines
 
 MAX_TRIES = 3  # attempts without a newer checkpoint
 NOT_STARTED = 125  # exit code of a failure without a process, as container engines have it
@@ -51,7 +52,11 @@ def end_text(exit_code: int, recorded: Failure | None, tail: Sequence[str]) -> s
     """Why an attempt ended: in its trainer's words, else its output's last line; of one that was killed, by what."""
     if recorded is not None:
         return f"{recorded.reason}: {recorded.message}"
-    said = [plain(line) for line in tail if line.strip() and not line.startswith("hint:")]
+    said = [
+        plain(line.message)
+        for line in read_lines(tail)
+        if line.message.strip() and line.level != "info" and not line.message.startswith("hint:")
+    ]
     return f"{show_exit(exit_code)}: {said[-1]}" if said and exit_code < 128 else show_exit(exit_code)
 
 
@@ -79,7 +84,7 @@ def crash_failure(
 
 def unrecorded_failure(work: Work, attempt: str | None, exit_code: int, tail: list[str], now: datetime) -> Failure:
     """The final failure of work whose trainer said that it failed for good, and could not write why."""
-    message = tail[-1] if tail else show_exit(exit_code)
+    message = read_line(tail[-1]).message if tail else show_exit(exit_code)
     return _failure(now, work, exit_code, ExitCode(exit_code).name.lower(), message, None, tail, attempt)
 
 
@@ -235,7 +240,7 @@ def _pending_failure(work: Work, pod: PodView, problem: str, now: datetime) -> F
 
 
 def _exit_failure(work: Work, pod: PodView, exit_code: int, last_peak: int | None, now: datetime) -> Failure:
-    tail = [plain(line) for line in (pod.termination_message or "").splitlines()][-LOG_TAIL_LINES:]
+    tail = _last_lines(pod.termination_message or "")
     if pod.exit_reason == "OOMKilled":
         limit = f"its limit is {pod.memory_limit}" if pod.memory_limit else "it has no limit of its own"
         peak = f", the last peak it reported {bytes_text(last_peak)}" if last_peak else ", no peak of it is known"
@@ -252,6 +257,14 @@ def _exit_failure(work: Work, pod: PodView, exit_code: int, last_peak: int | Non
     if exit_code == SIGKILL:
         hint = "killed from outside: memory of the node, or a grace period too short for a checkpoint?"
     return _failure(now, work, exit_code, "crashed", show_exit(exit_code), hint, tail)
+
+
+def _last_lines(log: str) -> list[str]:
+    """The end of a log as people read it, of which Kubernetes has the last 2 KiB, the first of its lines torn."""
+    first, *rest = log.splitlines() or [""]
+    is_torn = first.endswith("}") and not first.startswith("{") and rest
+    lines = read_lines(rest if is_torn else filter(None, (first, *rest)))
+    return [plain(text) for line in lines for text in human_lines(line)][-LOG_TAIL_LINES:]
 
 
 def _kubernetes_says(reason: str | None, message: str | None) -> str:

@@ -26,6 +26,9 @@ def describe_changes(old: Grid, new: Grid) -> list[str]:
         lines.append(f"seeds: {_listed(old.seeds)} becomes {_listed(new.seeds)}")
     if old.max_failed != new.max_failed:
         lines.append(f"max_failed: {show_value(old.max_failed)} becomes {show_value(new.max_failed)}")
+    if old.deadline != new.deadline:
+        was, now = ("null" if each is None else each.isoformat() for each in (old.deadline, new.deadline))
+        lines.append(f"deadline: {was} becomes {now}")
     earlier = {stage.name: stage for stage in old.stages}
     later = {stage.name: stage for stage in new.stages}
     lines += [f"stage {name}: removed" for name in earlier if name not in later]

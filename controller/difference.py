@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from controller.run_records import RunRecord
 from controller.table import RESULT_NUMBERS, TEST_FIELDS
+from trainer.document import flat
 from trainer.result import PASSING, EpochMetrics, Numerics, Result, TestResult
 
 CURVES = tuple(name for name in EpochMetrics.model_fields if name.startswith(("train_", "validation_")))
@@ -49,7 +50,7 @@ class Difference:
 
 def difference(one: RunRecord, other: RunRecord) -> Difference:
     """What differs between two runs, as far as both have it."""
-    specs = [dict(_flat(each.spec.model_dump(mode="json"))) for each in (one, other)]
+    specs = [dict(flat(each.spec.model_dump(mode="json"))) for each in (one, other)]
     has = {
         "numerics": [each.numerics is not None for each in (one, other)],
         "result": [each.result is not None for each in (one, other)],
@@ -112,15 +113,6 @@ def as_json(found: Difference) -> dict[str, Any]:
             },
         },
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _numbers(record: Result | TestResult | Numerics | None, names: Sequence[str]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def no_such_form(grid: str, form: str, forms: Sequence[str]) -> SpecError:
     return SpecError(f"grid {grid}: got form {show_value(form)}, expected {wanted}", hint=did_you_mean(form, forms))
 
 
+def noted(published: Mapping[str, Any], note: str) -> dict[str, Any]:
+    """Published figures with a further note on all of them."""
+    return {**published, "note": "; ".join(filter(None, (published.get("note"), note)))}
+
+
 def _places(document: Document, form: str, sets: Mapping[str, Any]) -> dict[DocumentPath, Any]:
     """Where things stand: what the form gives the base, in the form."""
     places = dict(document.places)
@@ -99,12 +104,8 @@ class Change:
             if isinstance(stage.get(part), Mapping):
                 changed[part] = self.naming(stage[part], rows)
         if isinstance(changed.get("published"), Mapping):
-            changed["published"] = self.noted(changed["published"])
+            changed["published"] = noted(changed["published"], self.note)
         return changed
-
-    def noted(self, published: Mapping[str, Any]) -> dict[str, Any]:
-        """Published figures with a note that they are not of this form."""
-        return {**published, "note": "; ".join(filter(None, (published.get("note"), self.note)))}
 
     def naming(self, part: Mapping[str, Any], rows: str | None = None) -> dict[str, Any]:
         """What names rows by their values, itself or in a list of such at the key `rows`."""

@@ -1,9 +1,9 @@
 """What in a store nobody wants, found first and shown, removed only when asked.
 
 Wanted is every run that a grid in the store comes to; while it cannot be told what one of them comes to, every run
-and every data set, for that grid may want it. Of a wanted run stay its spec, numerics, attempts, results, and
-the blobs that its checkpoint or its result names. What is being trained or imported is never touched, nor what a grid
-came to want between being shown and being removed.
+and every data set, for that grid may want it. Of a wanted run stay its spec, numerics, attempts, event file, results,
+and the blobs that its checkpoint or its result names. What is being trained or imported is never touched, nor what a
+grid came to want between being shown and being removed.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from controller.checks import figure_problems, problems_in, problems_in_forms
-from controller.forms import FORMS, change_of, in_form
+from controller.forms import FORMS, change_of, in_form, noted
 from controller.including import INCLUDE, Part, composed
 from controller.rows import Candidate, assign, candidates, same
 from controller.stages import (
@@ -23,6 +24,7 @@ from controller.stages import (
     KeepBest,
     Stage,
     TestBest,
+    read_moment,
     seed_list,
 )
 from trainer.document import (
@@ -42,10 +44,10 @@ from trainer.document import (
 )
 from trainer.document import Path as DocumentPath
 from trainer.failure import SpecError
-from trainer.spec import ExperimentSpec
+from trainer.spec import ExperimentSpec, NoIdentity
 
 EXTENSION = "x-"  # top-level keys that begin so are read for their anchors and mean nothing
-OWN_KEYS = ("seeds", "max_failed", "keep")  # what `--set` takes beside the keys of the base
+OWN_KEYS = ("seeds", "max_failed", "deadline", "keep")  # what `--set` takes beside the keys of the base
 
 
 @dataclass(frozen=True, eq=False)  # each is itself: what was built of it is found by it
@@ -58,6 +60,7 @@ class Grid:
     name: str
     seeds: tuple[int, ...]
     max_failed: int | None
+    deadline: datetime | None
     stages: tuple[Stage, ...]
     rows: Mapping[str, tuple[Candidate, ...]]  # of each stage that trains, by its name
     bases: Mapping[str, Mapping[str, Any]]  # of each stage that has one of its own, as written
@@ -133,8 +136,8 @@ def read_grid(name_or_path: str | Path, sets: Sequence[str] = (), seeds: int | N
 
     `<name>.<form>` is the grid in that form, and so is `<folder>/<name>.<form>.yaml` where no such file is.
     A value that is set goes to the base, and to those of single stages, but for the grid's own keys: `seeds`,
-    `max_failed`, and `keep=best`, which puts the rule in the place of every pinned choice but of tests that give their
-    rows names. `seeds` goes over the seeds of single stages too. Raises SpecError.
+    `max_failed`, `deadline`, and `keep=best`, which puts the rule in the place of every pinned choice but of tests that
+    give their rows names. `seeds` goes over the seeds of single stages too. Raises SpecError.
     """
     name = str(name_or_path)
     path = Path(name_or_path)
@@ -199,6 +202,7 @@ def parse_grid(
         name=file.grid,
         seeds=seed_list(file.seeds),
         max_failed=file.max_failed,
+        deadline=None if file.deadline is None else read_moment(file.deadline),
         stages=stages,
         rows=rows,
         bases={stage["name"]: stage[BASE] for stage in document.value["stages"] if stage.get(BASE) is not None},
@@ -323,7 +327,27 @@ def _with_set(document: Document, assignment: str) -> Document:
                         f"{'value' if part == 'set' else 'values'}, which win over the base",
                         hint="change the stage in a copy of the grid file, or set another key",
                     )
-    return _with_base(document, tuple(key.split(".")), value, source)
+    changed = _with_base(document, tuple(key.split(".")), value, source)
+    return changed if _is_same_training(document, changed, key) else _with_noted_figures(changed, source)
+
+
+def _is_same_training(document: Document, changed: Document, key: str) -> bool:
+    """Whether what is set at `key` was so before, or can change no number."""
+    if any(isinstance(mark, NoIdentity) for mark in ExperimentSpec.model_fields[key.partition(".")[0]].metadata):
+        return True
+    before, after = ([part.get(BASE) for part in (each.value, *each.value["stages"])] for each in (document, changed))
+    return same(before, after)
+
+
+def _with_noted_figures(document: Document, source: str) -> Document:
+    """The document with a note at its published figures that they were not published for what `source` sets."""
+    stages = tuple(
+        {**stage, "published": noted(stage["published"], f"figures of the grid without {source}")}
+        if isinstance(stage.get("published"), Mapping)
+        else stage
+        for stage in document.value["stages"]
+    )
+    return replace(document, value={**document.value, "stages": stages})
 
 
 def _with_base(document: Document, path: tuple[str, ...], value: Any, source: str) -> Document:
@@ -402,7 +426,7 @@ def _completed(file: GridFile) -> tuple[Stage, ...]:
 def _canonical(value: Mapping[str, Any]) -> dict[str, Any]:
     """The grid's value with keys in the models' order, without what equals a default."""
     out: dict[str, Any] = {}
-    for key in ("grid", "description", "seeds", "max_failed", BASE):
+    for key in ("grid", "description", "seeds", "max_failed", "deadline", BASE):
         if key == BASE:
             out[key] = _ordered_base(value[BASE], "")
         elif key == "seeds":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TextIO
+from typing import Literal, Self, TextIO
 
 from controller.live import GridProgress, Word
 from controller.wording import plain, seconds_text
 from trainer.failure import SpecError
+from trainer.logs import Form, Line, human_lines, json_text, stamp
+from trainer.serving import Answer, PathServer
 
 ROUND_SECONDS = 300.0  # since a round began, after which it hangs: servers are asked for seconds, and then later again
 
@@ -23,10 +21,15 @@ _LEVELS: dict[Word, Level] = {"failed": "error", "waits": "warning", "again": "w
 
 
 class Log:
-    """A line for each event: its time, its level, what happened. A view for what runs without anyone looking."""
+    """A line for each event: its time, its level, what happened. A view for what runs without anyone looking.
 
-    def __init__(self, stream: TextIO) -> None:
+    As JSON a line says which of `grids` it is about: that whose name the text begins with.
+    """
+
+    def __init__(self, stream: TextIO, form: Form = "text") -> None:
+        self.grids: Collection[str] = ()
         self._stream = stream
+        self._form = form
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -39,14 +42,18 @@ class Log:
 
     def write(self, level: Level, text: str) -> None:
         """Tell of one event, on one line whatever its text."""
-        line = "; ".join(plain(each.strip()) for each in text.splitlines() if each.strip())
-        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+        self._write(level, text, about=text)
+
+    def _write(self, level: Level, text: str, *, about: str) -> None:
+        message = "; ".join(plain(each.strip()) for each in text.splitlines() if each.strip())
+        grid = about.partition(": ")[0]
+        line = Line(message, stamp(), level, {"grid": grid} if grid in self.grids else {})
         with self._lock:
-            print(f"{stamp}Z {level:<7} {line}", file=self._stream, flush=True)
+            print(json_text(line) if self._form == "json" else human_lines(line)[0], file=self._stream, flush=True)
 
     def say(self, word: Word, text: str) -> None:
         """Tell of one thing that happened to a grid."""
-        self.write(_LEVELS.get(word, "info"), text if word == "note" else f"{word} {text}")
+        self._write(_LEVELS.get(word, "info"), text if word == "note" else f"{word} {text}", about=text)
 
     def show(self, progress: GridProgress) -> None:
         """Nothing: nobody looks."""
@@ -59,6 +66,7 @@ class Link:
         self._server = server
         self._log = log
         self._silent_since: float | None = None
+        self.answered_at: float | None = None  # by the monotonic clock
         self.why: str | None = None  # it does not answer, or refuses
 
     def failed(self, why: str) -> None:
@@ -74,14 +82,7 @@ class Link:
             silent = seconds_text(time.monotonic() - self._silent_since)
             self._log.write("info", f"{self._server} answers again, after {silent}")
         self._silent_since = self.why = None
-
-
-class Answer(NamedTuple):
-    """What a path is answered with."""
-
-    status: int
-    text: str
-    media_type: str = "text/plain; charset=utf-8"
+        self.answered_at = time.monotonic()
 
 
 class Rounds:
@@ -101,64 +102,28 @@ class Rounds:
         return Answer(200 if seconds < ROUND_SECONDS else 503, told)
 
 
-class HealthServer:
-    """Answers on `port` by `paths`, which whoever has more to tell adds to; in a `with` block. Port 0 is any free one.
+class HealthServer(PathServer):
+    """A PathServer in a `with` block. Raises SpecError, which names `option`, where the port is not to be had."""
 
-    Raises SpecError where the port is not to be had.
-    """
-
-    def __init__(self, port: int, paths: Mapping[str, Callable[[], Answer]]) -> None:
-        self.paths = dict(paths)
+    def __init__(
+        self,
+        port: int,
+        paths: Mapping[str, Callable[[], Answer]],
+        by_accept: Mapping[str, Callable[[str], Answer]] | None = None,
+        *,
+        option: str = "--port",
+    ) -> None:
         try:
-            self._server = _server(port, self._answer)
+            super().__init__(port, paths, name="health", by_accept=by_accept)
         except OSError as error:
             raise SpecError(
-                f"--port: got {port}, which is not to be had: {error.strerror}, expected a free port",
-                hint="--port 0 takes any free one",
+                f"{option}: got {port}, which is not to be had: {error.strerror}, expected a free port",
+                hint=f"{option} 0 takes any free one",
             ) from error
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _answer(self, path: str) -> Answer:
-        found = self.paths.get(path)
-        return Answer(404, f"there is {', '.join(self.paths)}") if found is None else found()
-
-
-def _server(port: int, answer: Callable[[str], Answer]) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds that a client may take for its request
-
-        def do_GET(self) -> None:
-            status, text, media_type = answer(self.path.partition("?")[0])
-            content = f"{text}\n".encode()
-            self.send_response(status)
-            self.send_header("Content-Type", media_type)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: probes come every few seconds."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-
-        def server_bind(self) -> None:
-            if self.address_family == socket.AF_INET6:  # and IPv4 as well
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            TCPServer.server_bind(self)  # not HTTPServer's, which asks DNS for a name that nobody needs
-
-        def handle_error(self, *_: object) -> None:
-            """Nothing: a client that goes away is no event."""
-
-    return Server(("", port), Handler)
+        self.close()

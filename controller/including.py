@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controller.forms import Change
+from controller.forms import Change, noted
 from controller.rows import same
 from controller.stages import BASE
 from trainer.document import Document, Place, Problem, did_you_mean, spec_error
@@ -65,7 +65,9 @@ def composed(document: Document, parts: Sequence[Part]) -> Document:
     for index, stage in enumerate(document.value.get("stages", ())):
         places |= _moved(document, ("stages", index), ("stages", len(stages)))
         stages.append(_own(stage, changes))
-    value = {key: document.value[key] for key in ("grid", "description", "max_failed") if key in document.value}
+    value = {
+        key: document.value[key] for key in ("grid", "description", "max_failed", "deadline") if key in document.value
+    }
     value |= {} if seeds is None else {"seeds": seeds}
     return Document(document.source, {**value, BASE: base, "stages": tuple(stages)}, places)
 
@@ -87,7 +89,7 @@ def _own(stage: Mapping[str, Any], changes: Mapping[str, Change]) -> dict[str, A
             change = changes.get(str(row.get("stage") or labels.get(row["this"].get("name"))))
             named.append(row if change is None else change.naming(row))
         published = {**stage["published"], "rows": tuple(named)}
-        changed["published"] = next(iter(changes.values())).noted(published) if changes else published
+        changed["published"] = noted(published, next(iter(changes.values())).note) if changes else published
     return changed
 
 

@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import TypeVar
 
 from controller.copies import Copies
-from controller.noise import Answers, read_answers
+from controller.noise import Answers, answers_of
+from controller.predicted import parse_predictions
 from controller.search import Decision, Expansion
 from trainer.failure import DataError, Failure
 from trainer.lease import LeaseRecord, lease_key
-from trainer.result import EpochMetrics, Provenance, Result, ResultNumbers, TestResult, parse_record
+from trainer.result import Result, ResultNumbers, TestResult, parse_record
 from trainer.store import NotFound, Store
 
 RESULTS, TESTS, FAILURES = "results/", "tests/", "failures/"
-PROVENANCE, METRICS = "/provenance.json", "/metrics.jsonl"
 NUM_CONNECTIONS = 32  # objects of a remote store that are under way at once
 FEW = 64  # so many objects are asked for, or missed, one by one before a listing is paged through
 
@@ -75,7 +75,7 @@ def read_test_answers(store: Store, expansion: Expansion, tests: Mapping[str, Te
     read = {}
     for key, data in _tried(store, list(wanted)):
         with suppress(DataError):
-            read[wanted[key]] = read_answers(key, data)
+            read[wanted[key]] = answers_of(parse_predictions(key, data))
     return read
 
 
@@ -95,20 +95,6 @@ def read_leases(store: Store, runs: Collection[str]) -> dict[str, LeaseRecord]:
     """The lease of each of `runs` that ever had one, by run id."""
     keys = {lease_key(run): run for run in runs}
     return {keys[key]: parse_record(LeaseRecord, key, data) for key, data in _tried(store, list(keys))}
-
-
-def read_metrics(store: Store, run: str) -> list[EpochMetrics]:
-    """The run's epochs, one row each: every attempt's, up to the checkpoint from which the next one went on."""
-    prefix = f"runs/{run}/attempts/"
-    keys = [entry.key for entry in store.list(prefix) if entry.key.endswith((PROVENANCE, METRICS))]
-    merged: list[EpochMetrics] = []
-    for key, data in _listed(store, sorted(keys, key=lambda key: (key.rpartition("/")[0], key.endswith(METRICS)))):
-        if key.endswith(PROVENANCE):
-            resumed_from = parse_record(Provenance, key, data).resumed_from
-            merged = [row for row in merged if resumed_from is not None and row.epoch <= resumed_from.epoch]
-        else:
-            merged += [parse_record(EpochMetrics, key, line) for line in data.splitlines()]
-    return merged
 
 
 def _read_runs(

@@ -1,28 +1,37 @@
-"""What is happening, shown while it happens: a line for each run at work and one for the grid, on stderr.
+"""What is happening, shown while it happens: on a terminal a view that stays in place, elsewhere plain lines.
 
-On a terminal the lines stay in place and are redrawn; elsewhere plain lines follow one another, few enough to keep.
-What draws on a terminal is loaded for one alone: most commands need of this module no more than its words.
+On a terminal what happened scrolls away above the view, which is drawn anew once a second at most; elsewhere lines
+follow one another, few enough to keep. What draws on a terminal (screen.py) is loaded for one alone: most commands need
+of this module no more than its words.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TextIO
-
-from rich.cells import cell_len
 
 from controller.wording import plain, seconds_text
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from controller.screen import Screen
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one run
-OWN_LINES = 3  # of the terminal that the runs leave: the grid's line, the folded rest, the prompt
-BAR_WIDTH = 12
+PLAIN_RUNS = 8  # of which a plain line is told in that time: those that were told of longest ago
+PLAIN_GRID_SECONDS = 60.0  # between two plain lines of the grid
+REDRAW_SECONDS = 1.0  # between two drawings on a terminal, but for another size of it
+SAY_SECONDS = 0.5  # between two writings of what happened above a view that stands, which is drawn anew with each
+EVENTS_KEPT = 100  # of what happened, to be written again where a terminal of another size is wiped
 
 Word = Literal["start", "resume", "done", "failed", "again", "kept", "waits", "note"]
 _STYLES: dict[Word, str] = {"done": "green", "failed": "bold red", "again": "yellow", "kept": "cyan", "waits": "yellow"}
@@ -42,11 +51,47 @@ class RunProgress:
     validation_accuracy: float | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
+    validation_accuracies: tuple[float, ...] = ()  # of the epochs done, the first one first
 
     @property
     def epoch(self) -> int:
         """Number of the epoch in progress, from 1."""
         return min(int(self.epochs_done) + 1, self.num_epochs)
+
+
+@dataclass(frozen=True, slots=True)
+class RowProgress:
+    """What a row has come to so far: means over those of its seeds that are done, on the test part in a test stage."""
+
+    name: str
+    num_done: int
+    num_seeds: int
+    accuracy: float | None = None  # 0..1
+    spread: float | None = None  # of the accuracy: sample standard deviation; none of one seed
+    loss: float | None = None  # nats per image
+    is_best: bool = False  # by the stage's metric, among the rows whose seeds are all done
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """How far a stage is, counted in distinct runs, or in tests of them."""
+
+    name: str
+    is_test: bool
+    depth: int  # stages that it starts from, one from the other
+    num_runs: int  # known, or to be expected where its rows wait for a decision
+    num_done: int = 0
+    num_running: int = 0
+    num_failed: int = 0
+    kept: tuple[str, ...] = ()
+    waiting: str | None = None  # why its rows are not known yet, or why it keeps nothing where only a person can help
+    rows: tuple[RowProgress, ...] = ()
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs that are neither done nor failed nor at work."""
+        return max(0, self.num_runs - self.num_done - self.num_running - self.num_failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +105,14 @@ class GridProgress:
     running: tuple[RunProgress, ...] = ()
     elsewhere: tuple[str, ...] = ()  # runs that other processes train: `label: running on node-1:4711, epoch 3`
     later_stages: tuple[str, ...] = ()  # whose rows are not known yet
-    seconds_left: float | None = None  # for all that is known
+    seconds_left: float | None = None  # for all that is known, and what is to be expected of later stages
     loading: bool = False  # nothing can start yet
     stopping: bool = False
+    stages: tuple[StageProgress, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()  # label and reason
+    waits: tuple[tuple[str, int, str], ...] = ()  # a reason, how many wait for it, the label of the first
+    machines: str | None = None  # what trains: `2 processors`, `3 nodes`
+    deadline: datetime | None = None  # by which it ought to be done, with its time zone
 
 
 class View(Protocol):
@@ -91,7 +141,11 @@ def open_view(stream: TextIO | None = None) -> View:
     from rich.console import Console
 
     console = Console(file=stream) if stream is not None else Console(stderr=True)
-    return TerminalView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(stream)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return PlainView(stream)
+    from controller.screen import ASCII, UNICODE, Screen, shows_unicode
+
+    return TerminalView(console, Screen(UNICODE if shows_unicode(console.encoding, os.environ) else ASCII))
 
 
 def _said(word: Word, text: str) -> list[str]:
@@ -101,12 +155,17 @@ def _said(word: Word, text: str) -> list[str]:
 
 
 class PlainView:
-    """Lines for a log: what happened, and at most one line for each run in PLAIN_SECONDS."""
+    """Lines for a log: what happened, and now and then how some of the runs and the grid are.
+
+    In PLAIN_SECONDS at most one line for a run and PLAIN_RUNS in all, in PLAIN_GRID_SECONDS one for the grid.
+    """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
         self._clock = clock
-        self._told: dict[str, tuple[float, str]] = {}
+        self._told: dict[str, tuple[float, str]] = {}  # by run: when, and what
+        self._grid: tuple[float, str] | None = None  # likewise
+        self._lines_at: deque[float] = deque(maxlen=PLAIN_RUNS)  # when the last lines of runs were told
 
     def __enter__(self) -> Self:
         return self
@@ -122,24 +181,57 @@ class PlainView:
             print("\n".join(_said(word, text)), file=self._stream, flush=True)
 
     def show(self, progress: GridProgress) -> None:
-        """Tell how each run is, of which PLAIN_SECONDS have nothing been told."""
+        """Tell how those are of which nothing has been told for their time, as far as lines are left for it."""
         now = self._clock()
+        labels = {run.label for run in progress.running}
+        self._told = {label: told for label, told in self._told.items() if label in labels}
         for run in progress.running:
-            before = self._told.setdefault(run.label, (now, ""))
+            self._told.setdefault(run.label, (now, ""))
+        for run in sorted(progress.running, key=lambda run: self._told[run.label][0]):
+            since, before = self._told[run.label]
+            if now - since < PLAIN_SECONDS or self._is_full(now):
+                break
             text = " ".join(filter(None, (run.label, *run_words(run).values())))
-            if run.train_loss is not None and now - before[0] >= PLAIN_SECONDS and text != before[1]:
+            if run.train_loss is not None and text != before:
                 self._told[run.label] = (now, text)
+                self._lines_at.append(now)
                 self.say("note", text)
+        self._show_grid(progress, now)
+
+    def _is_full(self, now: float) -> bool:
+        return len(self._lines_at) == PLAIN_RUNS and now - self._lines_at[0] < PLAIN_SECONDS
+
+    def _show_grid(self, progress: GridProgress, now: float) -> None:
+        since, before = self._grid = self._grid or (now, "")
+        text = grid_words(progress)
+        if now - since >= PLAIN_GRID_SECONDS and text != before:
+            self._grid = (now, text)
+            self.say("note", text)
 
 
 class TerminalView:
-    """Lines that stay in place; what happened scrolls away above them."""
+    """A view that stays in place at the foot of the terminal; what happened scrolls away above it.
 
-    def __init__(self, console: Console) -> None:
+    The size of the terminal is looked at with each `show`. Where it is another one, the screen is wiped before it is
+    drawn anew: terminals differ in what they make of the lines that stand there.
+    """
+
+    def __init__(self, console: Console, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self._screen = screen
+        self._clock = clock
+        self._size = console.size
+        self._live = self._new_live()
+        self._drawn: list[Text] = []
+        self._drawn_at = self._said_at = float("-inf")
+        self._progress: GridProgress | None = None
+        self._untold: list[Text] = []  # said, and not written yet
+        self._events: deque[Text] = deque(maxlen=EVENTS_KEPT)
+
+    def _new_live(self) -> Live:
         from rich.live import Live
 
-        self.console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        return Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -148,67 +240,75 @@ class TerminalView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell()
         self._live.stop()
 
     def say(self, word: Word, text: str) -> None:
-        """Tell of one thing that happened."""
+        """Tell of one thing that happened; of many at a time with what comes next, a `show` or the end."""
         from rich.text import Text
 
         first, *rest = _said(word, text)
         lines = Text("\n").join([Text(first), *map(Text, rest)])
         lines.stylize(_STYLES.get(word, "dim"), 0, len(word))
-        self.console.print(lines, soft_wrap=True)
+        self._untold.append(lines)
+        if not self._drawn or self._clock() - self._said_at >= SAY_SECONDS:
+            self._tell()
 
     def show(self, progress: GridProgress) -> None:
-        """Draw the lines anew, as many as the terminal has room for now."""
-        self._live.update(render(progress, self.console.height, self.console.width), refresh=True)
+        """Draw the view anew, as large as the terminal is now, if it is time for that."""
+        self._progress = progress
+        if self.console.size != self._size:
+            self._begin_anew()
+            self._draw()
+        elif self._clock() - self._drawn_at >= REDRAW_SECONDS:
+            self._draw()
+        self._tell()
 
+    def _tell(self) -> None:
+        """Write what was said above the view."""
+        if not self._untold:
+            return
+        from rich.text import Text
 
-def render(progress: GridProgress, height: int, width: int) -> RenderableType:
-    """The lines of a terminal of that height and width: runs at work, those folded away, the grid."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
+        lines, self._untold = Text("\n").join(self._untold), []
+        self._events.append(lines)
+        self._said_at = self._clock()
+        if self.console.size != self._size:
+            self._begin_anew()
+            self._draw()
+        else:
+            self.console.print(lines, soft_wrap=True)
 
-    room = max(1, height - OWN_LINES)
-    shown = progress.running[:room]
-    elsewhere = progress.elsewhere[: room - len(shown)]
-    folded = len(progress.running) + len(progress.elsewhere) - len(shown) - len(elsewhere)
-    words = [run_words(run) for run in shown]
-    columns = _columns([plain(run.label) for run in shown], words, width)
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in columns:
-        table.add_column(no_wrap=True, width=BAR_WIDTH if name == BAR else None)
-    for run, each in zip(shown, words, strict=True):
-        bar = ProgressBar(total=max(run.num_epochs, 1), completed=run.epochs_done, width=BAR_WIDTH)
-        cells = [bar if name == BAR else each[name] for name in columns]
-        table.add_row(Text(plain(run.label), style="bold"), *cells)
-    rows: list[RenderableType] = [table] if shown else []
-    rows += [Text(plain(text), style="dim", no_wrap=True, overflow="ellipsis") for text in elsewhere]
-    if folded:
-        rows.append(Text(f"… and {folded} more", style="dim"))
-    rows.append(Text(grid_words(progress), no_wrap=True, overflow="ellipsis"))
-    return Group(*rows)
+    def _draw(self) -> None:
+        from rich.console import Group
 
+        self._drawn_at = self._clock()
+        if self._progress is None:
+            return
+        lines = self._screen.draw(self._progress, *self._size, datetime.now().astimezone())
+        if lines != self._drawn:
+            self._drawn = lines
+            self._live.update(Group(*lines), refresh=True)
 
-BAR = "bar"
-LEAVING = (BAR, "speed", "loss", "left", "accuracy")  # columns in the order in which a narrow terminal goes without
+    def _begin_anew(self) -> None:
+        """Wipe the screen, and write what happened last again."""
+        from rich.control import Control
 
-
-def _columns(labels: Sequence[str], words: Sequence[Mapping[str, str]], width: int) -> list[str]:
-    """Columns beside the label for which there is room; a label is cut short sooner than two fifths of the line."""
-    widths = {BAR: BAR_WIDTH}
-    for each in words:
-        widths |= {name: max(len(text), widths.get(name, 0)) for name, text in each.items()}
-    label = min(max(map(cell_len, labels), default=0), width * 2 // 5)
-    columns = [name for name in widths if widths[name]]
-    for name in LEAVING:
-        if label + sum(widths[each] + 1 for each in columns) <= width:
-            break
-        columns = [each for each in columns if each != name]
-    return columns
+        self._size = self.console.size
+        self._live.stop()
+        self.console.control(Control.home(), Control.clear())
+        self._live = self._new_live()
+        self._live.start()
+        self._drawn = []
+        recent: list[Text] = []
+        room = self._size.height
+        for lines in reversed(self._events):
+            room -= sum(1 + len(line) // max(1, self._size.width) for line in lines.split())
+            if room < 0:
+                break
+            recent.insert(0, lines)
+        for lines in recent:
+            self.console.print(lines, soft_wrap=True)
 
 
 def run_words(run: RunProgress) -> dict[str, str]:

@@ -38,8 +38,9 @@ from controller.archive import (
 from controller.attempts import MAX_TRIES, crash_failure, end_text, numbers_missing, tries_after, unrecorded_failure
 from controller.grid import Grid
 from controller.knowledge import read_decisions, read_failures, read_leases, read_numbers, read_tests
-from controller.live import GridProgress, RunProgress, View, open_view
+from controller.live import GridProgress, View, open_view
 from controller.observe import adoption_text, expanded, observe, take_up
+from controller.overview import Overview
 from controller.search import Expansion, Facts, Run, fitting, wanted
 from controller.selection import Waiting, due_decisions
 from controller.standing import (
@@ -56,9 +57,10 @@ from controller.standing import (
     startable,
     told_held,
 )
-from controller.wording import count_text
-from controller.workers import Machine, Share, Worker, Workers, share_of, this_machine
-from trainer.failure import FINAL_EXITS, ExitCode, Failure, OtherNumerics, StoreError
+from controller.wording import count_text, seconds_text
+from controller.workers import Machine, Share, Worker, Workers, machine_text, share_of, this_machine
+from trainer.failure import FINAL_EXITS, DataError, ExitCode, Failure, OtherNumerics, StoreError
+from trainer.history import read_metrics
 from trainer.lease import EXPIRY_SECONDS, LeaseRecord, run_lock, this_host
 from trainer.lock import HostLock
 from trainer.spec import ExperimentSpec
@@ -67,6 +69,7 @@ from trainer.store import STORE_PATIENCE_SECONDS, Store
 PAUSE_SECONDS = (1.0, 5.0)  # before the second attempt, and before each one after that
 LOOK_AGAIN_SECONDS = 2.0  # between looks at a run that is trained elsewhere
 TICK_SECONDS = 0.25  # at least so often the view is brought up to date, and a stop is heard
+OUTPUT_LIMIT = 1 << 20  # bytes of a process's output that the store keeps: its end
 FOLDER_PREFIX = "grid-run-"  # of the temporary folder that attempts write their output to
 LOCKLESS_SECONDS = 60.0  # a folder without a lock is about to get it, or its process died before it did
 
@@ -296,7 +299,6 @@ class Session:
         self.machine = this_machine()
         self.known = Known()
         self.unfinished: list[Work] = []  # of the chosen part, what is neither done nor failed, nor waits for a result
-        self.num_done = self.num_failed = 0
         self.sight = expanded(grid, {}, facts)
         self.work = chosen_work(self.sight.expansion, choice)
         self.stopping: str | None = None
@@ -312,6 +314,7 @@ class Session:
         self._unreachable_since: float | None = None
         self._observe_at = 0.0  # by the monotonic clock
         self._ask_again = 0.0  # when a store that did not answer is asked next, by the monotonic clock
+        self._overview = Overview()
         self._durations: list[float] = []  # of the runs that this session trained from their beginning
 
     def run(self) -> None:
@@ -377,8 +380,6 @@ class Session:
         self._unreachable_since = None
         self._observe_at = float("inf")  # until something ends, or a run elsewhere is to be looked at
         self.unfinished = startable(self.work, self.known)
-        self.num_done = sum(self.known.is_done(each) for each in self.work)
-        self.num_failed = sum(self.known.is_failed(each) for each in self.work)
         self._tell_held()
         self._look_elsewhere()
 
@@ -579,7 +580,7 @@ class Session:
         if worker.output.is_file():
             key = f"runs/{worker.work.run}/attempts/{lease.attempt}/output.txt"
             try:
-                self.store.put_file(key, worker.output)
+                self.store.put(key, worker.output_end(OUTPUT_LIMIT))
             except StoreError:
                 if worker.exit_code != ExitCode.STORE:  # what ended the attempt is told also where it still lasts
                     raise
@@ -597,6 +598,14 @@ class Session:
                     self.view.say("start", told)
                 else:
                     self.view.say("resume", f"{told} from epoch {worker.resumed_from}")
+                    self._recall(worker, worker.resumed_from)
+
+    def _recall(self, worker: Worker, epoch: int) -> None:
+        """Let an attempt that goes on in `epoch` know what was reached before it."""
+        with suppress(StoreError, DataError):  # what is shown is not worth an end
+            rows = read_metrics(self.store, worker.work.run)
+            before = {row.epoch: row.validation_accuracy for row in rows if row.epoch < epoch}
+            worker.accuracies = before | worker.accuracies
 
     def tell_stop(self) -> None:
         """Say once that a stop was heard: a signal's handler must not draw."""
@@ -620,20 +629,30 @@ class Session:
 
     def progress(self) -> GridProgress:
         """How far the grid is."""
-        running = tuple(each.progress(stopping=self.stopping is not None) for each in self.workers.active.values())
-        num_waiting = len(self.work) - self.num_done - self.num_failed - len(running) - len(self.elsewhere)
-        return GridProgress(
-            grid=self.grid.name,
-            num_done=self.num_done,
-            num_waiting=max(0, num_waiting),
-            num_failed=self.num_failed,
-            running=running,
-            elsewhere=tuple(f"{self.sight.label(each)}: {seen.told}" for each, seen in self.elsewhere.items()),
-            later_stages=tuple(stage.name for stage in self.sight.expansion.stages if stage.waiting),
-            seconds_left=time_left(running, num_waiting, self._durations),
-            loading=num_waiting > 0 and not self.workers.is_ready,
+        progress = self._overview.progress(
+            self.grid,
+            self.sight,
+            self.work,
+            {work: each.progress(stopping=self.stopping is not None) for work, each in self.workers.active.items()},
+            elsewhere={work: seen.told for work, seen in self.elsewhere.items()},
+            reasons=self._reasons(),
+            durations=self._durations,
+            machines=machine_text(self.machine),
+        )
+        return replace(
+            progress,
+            loading=progress.num_waiting > 0 and not self.workers.is_ready,
             stopping=self.stopping is not None,
         )
+
+    def _reasons(self) -> dict[str, str]:
+        """Why runs that were tried already wait, by run."""
+        now = time.monotonic()
+        return {
+            work.run: f"starts again in {seconds_text(each.not_before - now)}, after an attempt that ended early"
+            for work, each in self.backoffs.items()
+            if each.count and each.not_before > now
+        }
 
     def outcome(self) -> Outcome:
         """How the grid stands."""
@@ -646,18 +665,6 @@ class Session:
             {stage: each.reason for stage, each in self.sight.waiting.items()},
             frozenset(self._told_failed),
         )
-
-
-def time_left(running: Sequence[RunProgress], num_waiting: int, durations: Sequence[float]) -> float | None:
-    """Seconds until all that is known is done; none where no run has ended that would tell, or nothing is left."""
-    if not running and not num_waiting:
-        return None
-    left = [each.seconds_left for each in running if each.seconds_left is not None]
-    if not durations:
-        return max(left) if left and num_waiting == 0 and len(left) == len(running) else None
-    mean = sum(durations) / len(durations)
-    total = sum(left) + mean * (num_waiting + len(running) - len(left))
-    return max([*left, total / max(1, len(running))])
 
 
 # What other commands ask

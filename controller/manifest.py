@@ -43,6 +43,7 @@ from controller.settings import DEFAULT_STORE_PATIENCE, MIB, Settings
 from controller.standing import Work
 from trainer.document import plain_value
 from trainer.failure import FINAL_EXITS, ExitCode, SpecError
+from trainer.logs import VARIABLE as LOG_VARIABLE
 
 COMPONENT = "trainer"
 USER = 65532  # the image's: `nonroot`, as distroless images call it
@@ -54,6 +55,9 @@ Job in one more: https://kubernetes.io/docs/concepts/overview/working-with-objec
 # the controller's to keep, and this one is not to come before it
 BACKOFF_LIMIT = 10_000
 TERMINATED = 143  # 128 + SIGTERM: stopped before the trainer could say 75
+
+TELEMETRY_PORT = "telemetry"
+"""What a run's container calls the port of its telemetry; the rules of k8s/ go by that name, whatever its number."""
 
 GIB = 1 << 30
 ROUNDED_TO = 64 * MIB
@@ -223,7 +227,8 @@ class JobTemplate:
             "image": settings.image,
             **({} if pull_policy is None else {"imagePullPolicy": pull_policy}),
             "args": self._arguments(is_test),
-            "env": self._environment(),
+            "env": self._environment(is_test),
+            **self._ports(is_test),
             "resources": self._resources(),
             "securityContext": {
                 "allowPrivilegeEscalation": False,
@@ -248,16 +253,28 @@ class JobTemplate:
             arguments += ["--store-patience", str(settings.store_patience)]
         return arguments
 
-    def _environment(self) -> list[dict[str, Any]]:
+    def _ports(self, is_test: bool) -> dict[str, Any]:
+        """A test is over before anyone would look: nothing listens there."""
+        telemetry = self.settings.telemetry
+        if is_test or not telemetry.enabled:
+            return {}
+        return {"ports": [{"name": TELEMETRY_PORT, "containerPort": telemetry.port}]}
+
+    def _environment(self, is_test: bool) -> list[dict[str, Any]]:
         settings, store = self.settings, self.settings.store
         values = {
             "HOME": SCRATCH_FOLDER,
             "GRID_CACHE": CACHE_FOLDER,
             "XDG_CACHE_HOME": CACHE_FOLDER,
             "OMP_NUM_THREADS": str(settings.num_threads),
+            LOG_VARIABLE: "json",
         }
+        for port in self._ports(is_test).get("ports", ()):
+            values["GRID_TELEMETRY_PORT"] = str(port["containerPort"])
         if settings.gpu is None:
             values["NVIDIA_VISIBLE_DEVICES"] = "void"  # a node's runtime may else give every GPU to who asks for none
+        if not settings.tensorboard:
+            values["GRID_TENSORBOARD"] = "off"
         if store.endpoint is not None:
             values["AWS_ENDPOINT_URL"] = store.endpoint
         if store.region is not None:

@@ -5,18 +5,16 @@ docs/comparing.md describes the method, where it comes from, and what it does no
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from trainer.failure import DataError
-
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from controller.predicted import Predictions
 
 # numpy and scipy are loaded where they are used: a table of one seed needs neither
 
@@ -211,21 +209,10 @@ class Answers:
     right: npt.NDArray[np.bool_]
 
 
-def read_answers(key: str, data: bytes) -> Answers:
-    """The answers in a run's `predictions.npz`. Raises DataError, naming the key, where it holds none."""
-    import numpy as np
-
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            index_N, label_N, logits_NK = arrays["index"], arrays["label"], arrays["logits"]
-        if logits_NK.ndim != 2 or not logits_NK.shape[1] or not len(index_N) == len(label_N) == len(logits_NK):
-            raise ValueError(f"arrays of {len(index_N)}, {len(label_N)} and {logits_NK.shape} numbers")
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{key}: got {len(data)} bytes that are no predictions: {error}",
-            hint="remove this object and the run's tests/<run>.json, and run the grid again: the test is made anew",
-        ) from error
-    return Answers(index_N, label_N, logits_NK.argmax(axis=1) == label_N)
+def answers_of(predictions: Predictions) -> Answers:
+    """What the predictions come to: the class with the largest logit is the answer."""
+    right_N = predictions.logits.argmax(axis=1) == predictions.labels
+    return Answers(predictions.indices, predictions.labels, right_N)
 
 
 def compare_tests(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from controller.acted import ActedGrid, observation
 from controller.actions import (
@@ -55,8 +55,12 @@ from controller.telling import Teller
 from trainer.failure import DataError, GridError, SpecError
 from trainer.store import Store
 
+if TYPE_CHECKING:
+    from controller.telemetry import ControllerTelemetry
+
 RELIST_SECONDS = 30.0  # between two looks at all that the store says: intent, failures cleared, results without a Job
 ALL_GRIDS = ""  # which no grid is called
+REASONS_SECONDS = 5.0  # between two looks at why runs wait, for those who watch
 CREATIONS = 500  # at most in one pass, so that the first Jobs start before the last are made
 
 Effect = Literal["done", "overtaken", "left"]  # of an action; or the error it met
@@ -92,7 +96,7 @@ class Passes:
     what is made anew, to a part of a grid; with `run` nothing is done but what concerns that run.
     With `on_fault` a grid that cannot be read any more is dropped and told to it, and the others go on; else that is
     raised. With `names_grids` what is told of a run begins with its grid's name. `is_shown` says that `progress` will
-    be asked for.
+    be asked for. `telemetry` is told of each pass.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Passes:
         on_fault: Callable[[str, GridError], None] | None = None,
         names_grids: bool = False,
         is_shown: bool = True,
+        telemetry: ControllerTelemetry | None = None,
     ) -> None:
         self.cluster = cluster
         self.mirror = mirror
@@ -121,11 +126,14 @@ class Passes:
         self.seen: Observation | None = None
         self._on_fault = on_fault
         self._is_shown = is_shown
+        self._telemetry = telemetry
         self._relist_at: dict[str, float] = {}  # by grid, by the monotonic clock: when all of it is looked at again
         self._is_new: set[str] = set()  # grids that no pass has looked at yet
         self._unread: set[Work] = set()  # whose Job ended, and whose numbers are not read yet
         self._quota: dict[Work, str] = {}  # why their Jobs themselves were refused
         self._refused: set[str] = set()  # grids by whose settings the API made no Job when it was last asked
+        self._reasons: dict[str, str] = {}  # by run: how it stands, as it was worked out last for `progress`
+        self._reasons_at = float("-inf")  # by the monotonic clock
         self._beginnings = Beginnings(store)
         self._metrics = RunningMetrics(store)
         self._teller = Teller(self.grids, view, self._beginnings, names_grids=names_grids)
@@ -139,28 +147,47 @@ class Passes:
         self._is_new.add(name)
         self.forget(name)
 
-    def drop(self, name: str) -> None:
-        """Leave that grid alone from now on, and its Jobs as they are."""
-        self.grids.pop(name, None)
+    def drop(self, name: str, *, rests: bool = False) -> None:
+        """Leave that grid alone from now on, and its Jobs as they are; one that rests is still shown as it stands."""
+        dropped = self.grids.pop(name, None)
+        if self._telemetry is not None and not rests:
+            self._telemetry.forget(name)
+        elif self._telemetry is not None and dropped is not None and self.seen is not None:
+            self._telemetry.rest(name, dropped, self.seen)
         self._relist_at.pop(name, None)
         self._is_new.discard(name)
 
     def one(self) -> Report:
         """Make one pass; what it did. Raises StoreError, and the ClusterErrors that every request would meet."""
+        began, report = time.monotonic(), Report()
+        num_decided = self._pass(report)
+        if self._telemetry is not None:
+            assert self.seen is not None
+            self._telemetry.passed(
+                self.grids,
+                self.seen,
+                self.store,
+                seconds=time.monotonic() - began,
+                num_pending=max(0, num_decided - report.done.total()),
+                acts=self.acts(),
+            )
+        return report
+
+    def _pass(self, report: Report) -> int:
+        """See, decide and act; how many actions were decided on."""
         snapshot = self.mirror.snapshot()
         self._look_at_store(snapshot)
         seen = self._observe(snapshot)
         self._teller.look(seen)
-        report = Report()
         actions = self._meant(decide(seen))
         if not self.acts():
             report.left = len(actions)
-            return report
+            return len(actions)
         if self._intent_changed(_grids_that_start(actions)):
             seen = self._observe(snapshot)
             actions = self._meant(decide(seen))
         self._act(actions, report)
-        return report
+        return len(actions)
 
     def forget(self, name: str | None = None) -> None:
         """Look at all that the store says of that grid, or of all, at the next pass: it was changed."""
@@ -408,7 +435,9 @@ class Passes:
     def progress(self, name: str) -> GridProgress:
         """How far the chosen part of the grid is."""
         each = self.grids[name]
-        return self._metrics.grid_progress(name, each, self._chosen(each), self.seen)
+        if self.seen is not None and time.monotonic() >= self._reasons_at + REASONS_SECONDS:
+            self._reasons, self._reasons_at = told(self.seen), time.monotonic()
+        return self._metrics.grid_progress(each, self._chosen(each), self.seen, self._reasons)
 
     def _chosen(self, each: ActedGrid) -> tuple[Work, ...]:
         """What of the grid is asked for, as far as it is known."""

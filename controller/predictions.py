@@ -1,4 +1,4 @@
-"""What a run sees in the images of a folder, asked of torch in a child process; as rows of CSV."""
+"""What a run sees in the images of a folder, asked of torch in a child process; as rows of CSV, or as records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -73,3 +74,9 @@ def csv_row(answer: Answer, top: int) -> list[str]:
         cells += [csv_text(name), f"{probability:.6f}"]
     cells += [""] * (2 * top + 1 - len(cells))
     return [*cells, csv_text(answer.error or "")]
+
+
+def as_record(answer: Answer) -> dict[str, Any]:
+    """An answer for programs: probabilities in full."""
+    classes = [{"class": name, "probability": probability} for name, probability in answer.classes]
+    return {"file": answer.file, "classes": classes, "error": answer.error}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from controller.acted import ActedGrid
 from controller.jobs import PodView
-from controller.knowledge import read_metrics
 from controller.live import GridProgress, RunProgress
+from controller.overview import Overview
 from controller.reconcile import Observation
 from controller.standing import Work
+from controller.wording import count_text
 from trainer.failure import DataError
+from trainer.history import read_metrics
 from trainer.result import EpochMetrics
 from trainer.store import Store
 
@@ -29,6 +31,8 @@ class RunningMetrics:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, list[EpochMetrics]] = {}  # by run
+        self._seen_at: dict[str, tuple[int, float]] = {}  # by run: its newest epoch, and when that was first seen
+        self._overviews: dict[str, Overview] = {}  # by grid
         self._look_at = 0.0  # by the monotonic clock
 
     def look(self, runs: Collection[str]) -> None:
@@ -42,6 +46,12 @@ class RunningMetrics:
             for run, rows in zip(runs, pool.map(self._read, runs), strict=True):
                 if rows is not None:
                     self._rows[run] = rows
+        newest = {run: rows[-1].epoch for run, rows in self._rows.items() if rows}
+        before = self._seen_at
+        self._seen_at = {
+            run: before[run] if run in before and before[run][0] == epoch else (epoch, now)
+            for run, epoch in newest.items()
+        }
 
     def _read(self, run: str) -> list[EpochMetrics] | None:
         try:
@@ -62,38 +72,47 @@ class RunningMetrics:
         }
 
     def grid_progress(
-        self, name: str, acted: ActedGrid, work: Collection[Work], seen: Observation | None
+        self, acted: ActedGrid, work: Collection[Work], seen: Observation | None, reasons: Mapping[str, str]
     ) -> GridProgress:
-        """How far this part of the grid is."""
+        """How far this part of the grid is; `reasons` say of runs why they wait, as `run_state` takes it."""
         known = acted.sight.known
-        num_done = sum(map(known.is_done, work))
-        num_failed = sum(map(known.is_failed, work))
         pods = {pod.work: pod for of_work in (seen.pods.values() if seen else ()) for pod in of_work}
-        at_work = [(w, pods[w]) for w in work if w in pods and pods[w].phase == "Running" and not known.is_done(w)]
-        return GridProgress(
-            grid=name,
-            num_done=num_done,
-            num_waiting=max(0, len(work) - num_done - num_failed - len(at_work)),
-            num_failed=num_failed,
-            running=tuple(self._run_progress(acted, work, pod) for work, pod in at_work),
-            later_stages=tuple(stage.name for stage in acted.sight.expansion.stages if stage.waiting),
+        at_work = {w: pods[w] for w in work if w in pods and pods[w].phase == "Running" and not known.is_done(w)}
+        nodes = {pod.node for pod in at_work.values()}
+        overview = self._overviews.setdefault(acted.grid.name, Overview())
+        return overview.progress(
+            acted.grid,
+            acted.sight,
+            work,
+            {each: self._run_progress(acted, each, pod) for each, pod in at_work.items()},
+            reasons=reasons,
+            machines=f"{'GPUs' if acted.settings.gpu else 'CPUs'} of {count_text(len(nodes), 'node')}",
         )
 
     def _run_progress(self, acted: ActedGrid, work: Work, pod: PodView) -> RunProgress:
         rows = self._rows.get(work.run, [])
         newest = rows[-1] if rows else None
+        num_epochs = acted.sight.runs[work.run].hyperparameters.epochs
         doing: Literal["testing", "training", "starting"] = "training" if rows else "starting"
         return RunProgress(
             label=acted.sight.label(work),
             doing="stopping" if pod.is_deleting else "testing" if work.is_test else doing,
-            num_epochs=acted.sight.runs[work.run].hyperparameters.epochs,
+            num_epochs=num_epochs,
             epochs_done=newest.epoch if newest else 0,
             train_loss=newest.train_loss if newest else None,
             train_accuracy=newest.train_accuracy if newest else None,
             validation_loss=newest.validation_loss if newest else None,
             validation_accuracy=newest.validation_accuracy if newest else None,
             images_per_second=newest.images_per_second if newest else None,
+            seconds_left=self._seconds_left(work.run, num_epochs) if rows and not work.is_test else None,
+            validation_accuracies=tuple(row.validation_accuracy for row in rows),
         )
+
+    def _seconds_left(self, run: str, num_epochs: int) -> float:
+        """By how long its epochs took, from when the newest of them was seen."""
+        rows = self._rows[run]
+        mean = sum(row.seconds for row in rows) / len(rows)
+        return max(0.0, (num_epochs - rows[-1].epoch) * mean - (time.monotonic() - self._seen_at[run][1]))
 
 
 def training_runs(seen: Observation, *, is_shown: bool) -> list[str]:

@@ -196,7 +196,8 @@ stays, unless the form maps it. `include` makes a grid of other grids, without c
 on its own: there is no `forms` or `include` in it any more.
 
 `published` figures stand beside ours in every table, with the difference; what was not published stays empty. They are
-left out, and the table says so, where a row is not the experiment that they were published for (`at`)."""
+left out, and the table says so, where a row is not the experiment that they were published for (`at`); what `--set`
+changes in the base is told below the table."""
 
 
 def settings_schema() -> dict[str, Any]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from controller.knowledge import PROVENANCE, RESULTS, read_metrics, read_results, read_tests
+from controller.knowledge import RESULTS, read_results, read_tests
 from controller.wording import listed
 from trainer.document import show_value
 from trainer.failure import SpecError
+from trainer.history import PROVENANCE, read_metrics
 from trainer.result import EpochMetrics, Numerics, Provenance, Result, TestResult, parse_record
 from trainer.spec import RunSpec
 from trainer.store import NotFound, Store

@@ -21,21 +21,24 @@ from controller.acted import ActedGrid
 from controller.archive import gather_facts, stored_grid
 from controller.cluster import CONFIG_MAPS, ApiRetry, Cluster, ClusterError, Unreachable
 from controller.election import DURATION_SECONDS, RENEW_SECONDS, Leadership, new_identity
-from controller.health import Answer, Link, Log, Rounds
+from controller.health import Link, Log, Rounds
 from controller.loops import GATHER_SECONDS, PASS_SECONDS, STORE_AGAIN_SECONDS
 from controller.mirror import Mirror
 from controller.passes import Passes
 from controller.registry import GridEntry, Registry
 from controller.search import wanted
+from controller.telemetry import ControllerTelemetry
 from controller.who_acts import STORE_ANNOTATION
 from controller.wording import count_text
 from trainer.failure import DataError, GridError, SpecError, StoreError
+from trainer.serving import Answer
 from trainer.stop import StopSignal
 from trainer.store import Store
 
 PATIENCE_SECONDS = 10.0  # for one request of a pass, or to the store: then the round is given up, and there is another
 AGAIN_SECONDS = 30.0  # between two looks at a grid that could not be taken up
 REST_SECONDS = 600.0  # between two looks at a grid that is over, and that nobody has touched
+LATELY_SECONDS = 120.0  # since the store answered last, after which this process is not ready
 SILENCE_SECONDS = 10.0  # without an answer of the API to the election, which asks every two, after which it is away
 LONGEST_PAUSE = 30.0  # between two openings of the cluster
 TICK_SECONDS = 0.5  # in which a word to stop is heard
@@ -64,7 +67,8 @@ class _Post:
 class Controller:
     """Acts on the grids of a namespace that have `store`, while it holds the namespace's Lease.
 
-    `leave_tables` puts a grid's tables into the store. `ready` and `rounds` say how it is, from any thread.
+    `leave_tables` puts a grid's tables into the store. `ready` and `rounds` say how it is, from any thread, and
+    `telemetry` is told what it does.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Controller:
         leave_tables: Callable[[ActedGrid], None],
         duration_seconds: int = DURATION_SECONDS,
         renew_seconds: float = RENEW_SECONDS,
+        telemetry: ControllerTelemetry | None = None,
     ) -> None:
         self.identity = new_identity()
         self.rounds = Rounds()
@@ -85,9 +90,11 @@ class Controller:
         self._log = log
         self._stop = stop
         self._leave_tables = leave_tables
+        self._telemetry = telemetry or ControllerTelemetry()
         self._duration, self._renew = duration_seconds, renew_seconds
         self._registry = Registry()
         self._posts: dict[str, _Post] = {}
+        log.grids = self._posts
         self._api = Link("the API server", log)
         self._storage = Link("the store", log)
         self._is_listed = False
@@ -106,6 +113,10 @@ class Controller:
             return Answer(503, "what is in the namespace is not listed yet")
         if self._storage.why is not None:
             return Answer(503, f"the store: {self._storage.why}")
+        if self._storage.answered_at is None:
+            return Answer(503, "the store has not answered yet")
+        if (silent := time.monotonic() - self._storage.answered_at) > LATELY_SECONDS:
+            return Answer(503, f"the store answered last {silent:.0f} s ago")
         return Answer(200, "leads" if self._leads else f"follows {self._followed or 'nobody yet'}")
 
     def run(self) -> None:
@@ -121,6 +132,7 @@ class Controller:
                     self._api.failed(str(error))
             finally:
                 self._is_listed = self._leads = False
+                self._telemetry.lead(False)
             pause = 1.0 if time.monotonic() - began > LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             self._sleep(pause)
         self._log.write("info", self._stop.reason)
@@ -141,6 +153,7 @@ class Controller:
             followed,  # closed first, so that nothing waits for a server that is away
         ):
             self._is_listed = True
+            self._telemetry.follow((followed, cluster), mirror)
             passes = Passes(
                 cluster,
                 mirror,
@@ -151,6 +164,7 @@ class Controller:
                 on_fault=self._cannot_read,
                 names_grids=True,
                 is_shown=False,
+                telemetry=self._telemetry,
             )
             began = time.monotonic()
             self._pass_failed = False
@@ -170,12 +184,16 @@ class Controller:
         if not self._leads:
             # a watch that holds a grid's Lease by now is in this list; one that takes it later sees the namespace's
             with self._asking():
+                self._ask_store()
                 self._registry.look_at_leases(passes.cluster)
                 self._leads, self._followed, self._next_pass = True, None, 0.0
+                self._telemetry.lead(True)
                 self._log.write("info", f"{self.identity} leads in namespace {passes.cluster.namespace}")
             return
         with self._asking():
             self._sort(passes)
+            if not passes.grids:  # else passes ask the store
+                self._ask_store()
             if time.monotonic() >= self._next_pass:
                 self._pass(passes)
         wait = min(TICK_SECONDS, max(0.0, self._next_pass - time.monotonic()))
@@ -189,21 +207,28 @@ class Controller:
         """Act on nothing, and be ready to."""
         if self._leads:
             self._log.write("warning", "the Lease is lost: nothing is done from now on")
+            self._telemetry.lead(False)
         self._leads = self._pass_failed = False
         for name in list(passes.grids):
             passes.drop(name)
+        with self._asking():
+            self._ask_store()
         if leader is not None and leader != self._followed:
             self._log.write("info", f"follows {leader}, which leads in namespace {passes.cluster.namespace}")
             self._followed = leader
-        if time.monotonic() >= self._ask_store_at:
-            self._ask_store_at = time.monotonic() + AGAIN_SECONDS
-            with self._asking():
-                next(iter(self._store.list("grids/")), None)
-                self._storage.answered()
         passes.mirror.wait(0)  # raises what it has met
         self._sleep(TICK_SECONDS)
 
     # Rounds
+
+    def _ask_store(self) -> None:
+        """See now and then whether the store answers. Raises StoreError."""
+        now = time.monotonic()
+        if now >= self._ask_store_at:
+            self._ask_store_at = now + STORE_AGAIN_SECONDS
+            next(iter(self._store.list("grids/")), None)
+            self._storage.answered()
+            self._ask_store_at = now + AGAIN_SECONDS
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -225,7 +250,8 @@ class Controller:
 
     def _pass(self, passes: Passes) -> None:
         report = passes.one()
-        self._storage.answered()
+        if passes.grids:
+            self._storage.answered()
         self._pass_failed = False
         for post in map(self._posts.__getitem__, passes.grids):
             if post.is_on_trial and not report.left:
@@ -250,6 +276,8 @@ class Controller:
         if self._stop.reason is not None:
             raise Unreachable(f"{retry.server}: got {retry.error}, and was told to stop")
         self._fault = retry.error
+        if not self._is_listed:  # whoever waits for a server that is away does not hang
+            self.rounds.begin()
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -382,5 +410,5 @@ class Controller:
             of_all = f"{num_done:,} of {count_text(len(acted.sight.work), 'piece')} of work done"
             self._log.write("info", f"{name}: is {told}: {of_all}" + (f", {num_failed:,} failed" if num_failed else ""))
             post.end = end
-        passes.drop(name)
+        passes.drop(name, rests=True)
         post.again_at = time.monotonic() + REST_SECONDS

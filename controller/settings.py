@@ -241,6 +241,15 @@ class Progress(Frozen):
     )
 
 
+class Telemetry(Frozen):
+    """Numbers that Prometheus reads from each run's pod while it trains."""
+
+    enabled: bool = Field(default=True, description="false leaves the port out, and nothing listens")
+    port: Annotated[int, Field(ge=1024, le=65535)] = Field(
+        default=9100, description="where it listens, path /metrics; the container's port is called `telemetry`"
+    )
+
+
 class Settings(Frozen):
     """Settings: where and how a grid's runs are placed on a cluster."""
 
@@ -307,6 +316,11 @@ class Settings(Frozen):
         "`kubectl get jobs`",
     )
     progress: Progress = Progress()
+    telemetry: Telemetry = Telemetry()
+    tensorboard: bool = Field(
+        default=True,
+        description="whether each run keeps an event file for TensorBoard in the store, written at its epochs' ends",
+    )
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
         default={}, description="further variables of the trainer; secrets belong in pod_template_patch, by valueFrom"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, FiniteFloat, NonNegativeInt, PositiveInt, Tag
+from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, NonNegativeInt, PositiveInt, Tag
 
 from trainer.document import dotted_keys
 from trainer.spec import ExperimentSpec, Frozen, ValidationMetric
@@ -41,6 +42,25 @@ Seeds = Annotated[
 def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """The seeds that a number of them, or a list, means."""
     return tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+
+
+def read_moment(text: str) -> datetime:
+    """The moment that the text names. Raises ValueError where that hangs on a time zone, or is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError("expected a moment with its offset from UTC, YYYY-MM-DDThh:mm:ssZ")
+    return found
+
+
+def _checked_moment(text: str) -> str:
+    read_moment(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_checked_moment), Field(json_schema_extra={"format": "date-time"})]
 
 
 class KeepBest(Frozen):
@@ -231,6 +251,11 @@ class GridFile(Frozen):
     max_failed: NonNegativeInt | None = Field(
         default=None, description="with more failed runs than this, no other is started; null never stops"
     )
+    deadline: Moment | None = Field(
+        default=None,
+        description="when it should be done, such as 2026-12-01T08:00:00Z: monitoring warns where it will not be, and "
+        "nothing else changes",
+    )
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(
         description="in the order of the table; each may start from what an earlier one kept"
     )
@@ -264,5 +289,10 @@ class IncludingFile(Frozen):
     seeds: Seeds | None = Field(default=None, description="seeds of the whole grid; each its own if left out")
     max_failed: NonNegativeInt | None = Field(
         default=None, description="with more failed runs than this, no other is started; null never stops"
+    )
+    deadline: Moment | None = Field(
+        default=None,
+        description="when it should be done, such as 2026-12-01T08:00:00Z: monitoring warns where it will not be, and "
+        "nothing else changes",
     )
     stages: tuple[Stage, ...] = Field(default=(), description="further stages, after those included")

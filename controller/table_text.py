@@ -206,7 +206,7 @@ def _by_importance(stage: StageTable) -> list[tuple[str, Kind]]:
     return [(name, kind) for name in first for kind in kinds] + [(name, "ours") for name in names if name not in first]
 
 
-def _mark(row: TableRow, is_final: bool) -> str:
+def mark_of(row: TableRow, is_final: bool) -> str:
     """What is to be said of a row in two words: best, kept, or why its numbers are missing or not all there."""
     if row.state != "done":
         return f"{row.state} {row.num_done}/{len(row.runs)}" if row.num_done else row.state
@@ -214,7 +214,14 @@ def _mark(row: TableRow, is_final: bool) -> str:
     return ", ".join([*marks, *(["kept"] if row.kept else [])])
 
 
-def _legend(stage: StageTable) -> str | None:
+def reason_of(row: TableRow) -> str:
+    """Why a row that is not done has no numbers, or not all: its state, and the reason for that."""
+    reason = row.reason or ""
+    return reason if reason.startswith(row.state) else f"{row.state}: {reason}"
+
+
+def legend_of(stage: StageTable) -> str | None:
+    """What the best row of the stage is the best by; none where there is no best row."""
     if not any(row.best for row in stage.rows):
         return None
     over = " over seeds" if any(len(row.runs) > 1 for row in stage.rows) else ""
@@ -300,12 +307,10 @@ def _stage_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
     groups: dict[str, list[str]] = {}
     for row in stage.rows:
         if row.state != "done":
-            reason = row.reason or ""
-            text = reason if reason.startswith(row.state) else f"{row.state}: {reason}"
-            groups.setdefault(text, []).append(row.experiment)
+            groups.setdefault(reason_of(row), []).append(row.experiment)
     texts += [f"{listed(names)}: {text}" for text, names in groups.items()]
     texts += stage.remarks
-    legend = _legend(stage)
+    legend = legend_of(stage)
     return [*texts, *([legend] if legend else []), *_compared_texts(stage, with_intervals=with_intervals)]
 
 
@@ -344,7 +349,7 @@ def _grid_lines(stage: StageTable, width: int, colour: bool) -> list[str]:
     names = [plain(row.experiment) + "".join([f" [{note}]" for note in row.notes]) for row in stage.rows]
     names += stage.majority_names
     is_final = stage.is_final
-    marks = [_mark(row, is_final) for row in stage.rows] + [""] * len(stage.majorities)
+    marks = [mark_of(row, is_final) for row in stage.rows] + [""] * len(stage.majorities)
     styles = [{"failed": "31", "done": "1" if row.best else ""}.get(row.state, "") for row in stage.rows]
     styles += ["2"] * len(stage.majorities)
     columns = columns_of(stage)
@@ -413,30 +418,30 @@ def _broken(name: str, width: int) -> list[str]:
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^#|^[-+](?=\s)|^\d+[.)](?=\s))")
 
 
-def _markdown(text: str) -> str:
+def markdown_of(text: str) -> str:
     """`text` as Markdown that shows it as it is, in one line: no HTML, no emphasis, no new cell."""
     return _MARKDOWN_SPECIAL.sub(r"\\\1", html.escape(plain(text).strip(), quote=False))
 
 
 def to_markdown(table: Table) -> str:
     """The table as a GitHub table for each stage, with footnotes."""
-    lines = [f"# {_markdown(table.grid)}", "", f"Seeds: {', '.join(map(str, table.seeds))}."]
+    lines = [f"# {markdown_of(table.grid)}", "", f"Seeds: {', '.join(map(str, table.seeds))}."]
     if any(row.numbers.num_results > 1 for stage in table.stages for row in stage.rows):
         lines[-1] += " Numbers are mean ± sample standard deviation over seeds."
     for stage in table.stages:
-        lines += ["", f"## {_markdown(stage.name)}", ""]
+        lines += ["", f"## {markdown_of(stage.name)}", ""]
         lines += _markdown_rows(stage) if stage.rows else []
         if stage.rows:
             lines.append("")
         texts = [f"waiting: {stage.waiting}"] if stage.waiting else []
         texts += stage.remarks
-        texts += [text] if (text := _legend(stage)) else []
+        texts += [text] if (text := legend_of(stage)) else []
         texts += _compared_texts(stage, with_intervals=True)
         texts += [one.meaning for one in stage.majorities]
-        lines += [f"- {_markdown(text)}" for text in texts]
+        lines += [f"- {markdown_of(text)}" for text in texts]
     if table.notes:
         lines.append("")
-        lines += [f"[^{index}]: {_markdown(text)}" for index, text in enumerate(table.notes, start=1)]
+        lines += [f"[^{index}]: {markdown_of(text)}" for index, text in enumerate(table.notes, start=1)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -450,7 +455,7 @@ def _markdown_rows(stage: StageTable) -> list[str]:
     ]
     for row, row_cells in zip(stage.rows, cells_by_row or [()] * len(stage.rows), strict=True):
         cells = ["".join(cell) for cell in row_cells]
-        name = _markdown(row.experiment)
+        name = markdown_of(row.experiment)
         if row.best:
             name = f"**{name}**"
             cells = [
@@ -458,13 +463,10 @@ def _markdown_rows(stage: StageTable) -> list[str]:
                 for column, cell in zip(columns, cells, strict=True)
             ]
         name += "".join(f"[^{note}]" for note in row.notes)
-        state = _mark(row, is_final) or "done"
-        if row.state != "done":
-            reason = row.reason or ""
-            state = _markdown(reason if reason.startswith(row.state) else f"{row.state}: {reason}")
+        state = (mark_of(row, is_final) or "done") if row.state == "done" else markdown_of(reason_of(row))
         lines.append(f"| {' | '.join([name, *cells, state])} |")
     by_majority = zip(*(majority_cells(column, stage) for column in columns), strict=True) if columns else ()
     for name, majority in zip(stage.majority_names, by_majority or [()] * len(stage.majorities), strict=True):
         cells = list(majority)
-        lines.append(f"| {' | '.join([f'*{_markdown(name)}*', *cells, ''])} |")
+        lines.append(f"| {' | '.join([f'*{markdown_of(name)}*', *cells, ''])} |")
     return lines

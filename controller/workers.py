@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from controller.live import Pace, RunProgress
 from controller.standing import Work
+from controller.wording import count_text
 from trainer.child import BLOCKED_AT_START, PRELOAD, report_load, run_attempt
 from trainer.failure import LOG_TAIL_LINES, DeviceError
 from trainer.machine import asked_threads, available_memory, available_processors, visible_gpus
@@ -28,6 +29,7 @@ from trainer.store import Store
 PROCESS_BYTES = 3 << 29  # memory to leave for each process: torch, a small network, its part of the images
 LOAD_TRIES = 2  # to load torch in the server, where something ends the server while it does
 LOAD_PAUSE_SECONDS = 0.5  # before the second: until the first server is seen to be gone
+TAIL_BYTES = 1 << 16  # of a process's output, in which its last lines are looked for
 SMALL_STEP_PIXELS = 500_000  # below, a step gains nothing by a second thread
 
 
@@ -47,6 +49,11 @@ class Machine:
 def this_machine() -> Machine:
     """What there is now."""
     return Machine(available_processors(), available_memory(), visible_gpus(), asked_threads())
+
+
+def machine_text(machine: Machine) -> str:
+    """What of the machine trains: its GPUs, or else its processors."""
+    return count_text(len(machine.gpus), "GPU") if machine.gpus else count_text(machine.processors, "processor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,7 @@ class Worker:
     epoch: Mapping[str, Any] = field(default_factory=dict)
     resumed_from: int | None = None  # the epoch that it goes on with, from 1; none where it began the run
     has_begun: bool = False  # whether it has said anything yet
+    accuracies: dict[int, float] = field(default_factory=dict)  # on the validation part, by epoch
 
     @property
     def exit_code(self) -> int | None:
@@ -133,9 +141,15 @@ class Worker:
                         self.resumed_from = event["epoch"] + 1
                     case "epoch":
                         self.epoch, self.step = event, {}
+                        self.note_accuracies({event["epoch"]: event["validation_accuracy"]})
                     case _:
                         self.step = event
                 self.pace.note(self.epochs_done / self.spec.epochs)
+
+    def note_accuracies(self, by_epoch: Mapping[int, float]) -> None:
+        """Take note of these epochs' accuracies; an epoch that is trained again takes those after it away."""
+        first = min(by_epoch, default=0)
+        self.accuracies = {epoch: value for epoch, value in self.accuracies.items() if epoch < first} | dict(by_epoch)
 
     @property
     def epochs_done(self) -> float:
@@ -161,14 +175,21 @@ class Worker:
             validation_accuracy=newest.get("validation_accuracy"),
             images_per_second=newest.get("images_per_second"),
             seconds_left=self.pace.seconds_left,
+            validation_accuracies=tuple(self.accuracies.values()),
         )
 
     def tail(self) -> list[str]:
         """The last lines of its output."""
         try:
-            return self.output.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+            return self.output_end(TAIL_BYTES).decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         except OSError:
             return []
+
+    def output_end(self, num_bytes: int) -> bytes:
+        """The last bytes of its output. Raises OSError where that cannot be read."""
+        with self.output.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+            return file.read(num_bytes)
 
 
 class Workers:

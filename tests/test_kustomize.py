@@ -168,7 +168,7 @@ def test_the_overlay_fits_the_settings_of_its_name(name: str) -> None:
     (container,) = controller["spec"]["template"]["spec"]["containers"]
     (environment,) = of_kind(f"overlays/{name}", "ConfigMap")
     accounts = {each["metadata"]["name"] for each in of_kind(f"overlays/{name}", "ServiceAccount")}
-    secrets = {each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"]}
+    secrets = {each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"] if "valueFrom" in each}
     assert controller["metadata"]["namespace"] == settings.namespace
     assert container["image"] == settings.image
     assert settings.service_account in accounts
@@ -196,7 +196,7 @@ def _selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
         pytest.param("overlays/gpu", [53, 53, 443], id="gpu"),
     ],
 )
-def test_trainers_reach_names_and_the_store_and_nothing_reaches_them(place: str, reached: list[int]) -> None:
+def test_trainers_reach_names_and_the_store_and_only_their_numbers_are_reached(place: str, reached: list[int]) -> None:
     settings = read_settings("kind")
     job = JobTemplate(settings, "s3://lab").job(Work("alexnet-0123456789ab", False), 0, "", {})
     labels = job["spec"]["template"]["metadata"]["labels"]
@@ -205,7 +205,9 @@ def test_trainers_reach_names_and_the_store_and_nothing_reaches_them(place: str,
     into = [rule for each in policies for rule in each.get("ingress", ())]
     assert {kind for each in policies for kind in each["policyTypes"]} == {"Ingress", "Egress"}
     assert sorted(out) == reached
-    assert into == []
+    assert into == [{"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "telemetry"}]}]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert [each["name"] for each in container["ports"]] == ["telemetry"]
 
 
 def test_the_controller_is_asked_how_it_is_on_the_port_where_it_answers() -> None:

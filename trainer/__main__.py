@@ -31,8 +31,10 @@ from trainer.failure import (
     write_termination_message,
 )
 from trainer.identity import read_spec, run_id
+from trainer.logs import ABOUT, log_to_stderr
 from trainer.spec import RunSpec
 from trainer.store import STORE_PATIENCE_SECONDS, NotFound, Retry, Store, open_store
+from trainer.telemetry import SILENT, Instruments, Telemetry, asked_port
 
 if TYPE_CHECKING:
     from trainer.recorder import LogBuffer
@@ -47,9 +49,16 @@ log.setLevel(logging.INFO)  # each attempt's log goes to the store, whatever thi
 Emit = Callable[[dict[str, Any]], None]
 
 
-def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: StopSignal | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    emit: Emit | None = None,
+    stop: StopSignal | None = None,
+    telemetry_port: int | None = None,
+) -> int:
     """Run one attempt; its exit code. `emit` takes progress events where a parent wants them.
 
+    A training can be scraped from `telemetry_port`, 0 for any free one, while it lasts; none: nothing listens.
     Exits are those of trainer.failure.ExitCode; 1 is a fault of the trainer's own, or of a model factory.
     """
     if stop is None:
@@ -59,16 +68,27 @@ def main(argv: Sequence[str] | None = None, *, emit: Emit | None = None, stop: S
     try:
         given = parser().parse_args(argv)
         process.during = "test" if given.test else "train"
-        process.store = open_store(given.store, patience_seconds=given.store_patience, on_retry=process.patience.spend)
+        if telemetry_port is not None and not given.test:  # a test is over before anyone looks
+            process.telemetry = Instruments(telemetry_port)
+        process.store = open_store(
+            given.store,
+            patience_seconds=given.store_patience,
+            on_retry=process.hear,
+            on_request=process.telemetry.on_request,
+        )
         process.run, spec = load_spec(given.spec, process.store)
+        ABOUT.run = process.run
         if not process.is_done():
             stop.check()
             process.keep_log()
+            process.telemetry.begin(process.run, spec.epochs)
+            process.telemetry.serve()
             hold_lease_and_work(process, spec, exact=given.resume == "exact", report=_reporter(spec, emit))
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - whatever ends the process is recorded and becomes its exit code
         return _fail(error, process)
     finally:
+        process.telemetry.close()
         process.forget_log()
 
 
@@ -79,11 +99,17 @@ class Process:
         self.started = time.monotonic()
         self.stop = stop
         self.patience = Patience(stop)
+        self.telemetry: Telemetry = SILENT
         self.during: Literal["train", "test"] = "train"
         self.store: Store | None = None
         self.run: str | None = None
         self.attempt: str | None = None
         self.log: LogBuffer | None = None
+
+    def hear(self, retry: Retry) -> None:
+        """Called before a request to the store is sent again: raises StoreError or Stopped where it is not to be."""
+        self.patience.spend(retry)
+        self.telemetry.retried(retry)
 
     def is_done(self) -> bool:
         """Whether the store has what this attempt would come to."""
@@ -101,12 +127,13 @@ class Process:
         from trainer.recorder import LogBuffer
 
         self.log = LogBuffer()
-        logging.getLogger("trainer").addHandler(self.log)
+        logging.getLogger().addHandler(self.log)  # what libraries warn of is part of it
 
     def forget_log(self) -> None:
         """End that: another attempt in this process has a log of its own."""
         if self.log is not None:
-            logging.getLogger("trainer").removeHandler(self.log)
+            logging.getLogger().removeHandler(self.log)
+        ABOUT.clear()
 
 
 def hold_lease_and_work(process: Process, spec: RunSpec, *, exact: bool, report: Callable[[Report], None]) -> None:
@@ -126,8 +153,9 @@ def hold_lease_and_work(process: Process, spec: RunSpec, *, exact: bool, report:
         exact=exact,
         report=report,
         started=process.started,
+        telemetry=process.telemetry,
     ) as attempt:
-        process.attempt = attempt.lease.attempt
+        process.attempt = ABOUT.attempt = attempt.lease.attempt
         try:
             if process.is_done():  # by another attempt, between the first look and the lease
                 return
@@ -153,11 +181,6 @@ class Patience:
             raise StoreError(f"{retry.operation} {retry.key}: {retry.error}")
         self.stop.check(grace_seconds=STOP_GRACE_SECONDS)
         log.warning("the store does not answer (%s, %s), trying again in %.0f s", retry.kind, retry.key, retry.delay)
-
-
-def log_to_stderr() -> None:
-    """Let this process tell what it does, line by line, on stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,6 +245,7 @@ def _reporter(spec: RunSpec, emit: Emit | None) -> Callable[[Report], None]:
     from trainer.result import EpochMetrics, ResumedFrom
 
     def report(what: Report) -> None:
+        ABOUT.epoch = what.epoch if isinstance(what, EpochMetrics) else what.epoch + 1
         if isinstance(what, EpochMetrics):
             log.info(
                 "epoch %d of %d: training %.3f / %.3f, validation %.3f / %.3f%s%s, %.1f images/s",
@@ -295,4 +319,4 @@ def _store_failure(failure: Failure, store: Store) -> None:
 
 if __name__ == "__main__":
     log_to_stderr()
-    sys.exit(main(stop=STOP))
+    sys.exit(main(stop=STOP, telemetry_port=asked_port()))

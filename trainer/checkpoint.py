@@ -77,6 +77,12 @@ def snapshot(step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Ten
     return Snapshot(step, copied(model), copied(optimizer))
 
 
+def size_of(state: Snapshot, best: Snapshot | None) -> int:
+    """Bytes of a checkpoint's blobs; one that is state and best at once is there once."""
+    snapshots = [state] if best is None or best is state else [state, best]
+    return sum(len(file.data) for each in snapshots for file in (each.model, each.optimizer))
+
+
 def checkpoint_key(run: str) -> str:
     """Where the run's pointer lives."""
     return f"runs/{run}/checkpoint.json"

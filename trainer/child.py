@@ -6,8 +6,6 @@ Nothing here loads torch: the controller imports this module to name `run_attemp
 
 from __future__ import annotations
 
-import faulthandler
-import logging
 import multiprocessing
 import os
 import signal
@@ -20,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from trainer.__main__ import Emit, main
+from trainer.logs import log_to_stderr
 from trainer.machine import forget_peak_memory
 from trainer.stop import StopSignal
 
@@ -58,10 +57,7 @@ def _redirect_output(log_path: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    faulthandler.enable()
-    said = logging.StreamHandler()  # the store may be what fails: then this file alone says so
-    said.setLevel(logging.WARNING)
-    logging.getLogger("trainer").addHandler(said)
+    log_to_stderr("text")  # whoever started this run shows people its last lines, should it be killed
 
 
 def _watch_parent(stop: StopSignal) -> None:

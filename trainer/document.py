@@ -10,7 +10,7 @@ import difflib
 import errno
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -312,27 +312,24 @@ def _syntax_error(error: yaml.YAMLError, text: str, source: str) -> SpecError:
     )
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper):  # type: ignore[misc] # the same text
     """Writes YAML that this reader and a YAML 1.1 reader take for the same values."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
         return True
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 - PyYAML's
-        super().increase_indent(flow, False)  # lists stand indented below their key
 
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.representer.SafeRepresenter, text: str) -> yaml.ScalarNode:
     quoted = "'" if not isinstance(plain_value(text), str) else None
     return dumper.represent_scalar(f"{_STANDARD}str", text, style=quoted)
 
 
-def _represent_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.SequenceNode:
+def _represent_list(dumper: yaml.representer.SafeRepresenter, items: Sequence[Any]) -> yaml.SequenceNode:
     flat = all(not isinstance(item, dict | list | tuple) for item in items)
     return dumper.represent_sequence(f"{_STANDARD}seq", items, flow_style=flat)
 
 
-def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
+def _represent_float(dumper: yaml.representer.SafeRepresenter, number: float) -> yaml.ScalarNode:
     text = repr(number).replace("inf", ".inf").replace("nan", ".nan")
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e")  # YAML 1.1 takes 1e-05 for text
@@ -575,6 +572,15 @@ def dotted_keys(model: type[BaseModel]) -> dict[str, list[Any]]:
 
     visit(model, "")
     return keys
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by dotted key; of mappings only the empty ones stay."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def takes_any_key(model: type[BaseModel], key: str) -> bool:

@@ -66,6 +66,10 @@ class StoreError(GridError, OSError):
     reason = "store"
 
 
+class StoreAway(StoreError):
+    """The store gave no answer for as long as it was waited for."""
+
+
 class TrainingError(GridError):
     """Training failed for good: the loss is not finite at every restart, or device memory is too small."""
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from math import isfinite
 from pathlib import Path
@@ -137,8 +137,14 @@ _SPEC_HEADER = """\
 
 def write_spec(run: RunSpec) -> str:
     """The text of `spec.yaml`: the run's id, its full hash, and the spec with every default written out."""
-    head = {"run": run_id(run), "hash": run_hash(run)}
-    return _SPEC_HEADER + write_yaml({**head, **run.model_dump(mode="json", by_alias=True)})
+    full_hash = run_hash(run)
+    parts = {"run": _named(run, full_hash), "hash": full_hash, **run.model_dump(mode="json", by_alias=True)}
+    return _SPEC_HEADER + "".join(_written(key, json.dumps(value)) for key, value in parts.items())
+
+
+@lru_cache(maxsize=1024)  # the runs of a grid have nearly all of their parts in common, and YAML is slow to write
+def _written(key: str, json_text: str) -> str:
+    return write_yaml({key: json.loads(json_text)})
 
 
 def read_spec(text: str, source: str) -> RunSpec:

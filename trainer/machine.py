@@ -6,9 +6,10 @@ import os
 import re
 import resource
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -51,6 +52,29 @@ def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
     Page cache that can be given back counts as free. Control groups of version 1 and 2 are read.
     """
     available = [psutil.virtual_memory().available]
+    available += [group.limit - group.usage + group.reclaimable for group in _memory_groups(cgroups, own)]
+    return max(0, min(available))
+
+
+def memory_limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes at which this process is killed by a cgroup, the least of those above it; none where no cgroup has any.
+
+    Control groups of version 1 write a limit that there is not as a number beyond any machine's memory.
+    """
+    most = psutil.virtual_memory().total
+    return min((group.limit for group in _memory_groups(cgroups, own) if group.limit <= most), default=None)
+
+
+class _MemoryGroup(NamedTuple):
+    """A cgroup that bounds memory, bytes."""
+
+    limit: int
+    usage: int
+    reclaimable: int
+
+
+def _memory_groups(cgroups: Path, own: Path) -> Iterator[_MemoryGroup]:
+    """The cgroups that bound this process's memory."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -68,18 +92,24 @@ def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
         inner = root / path.lstrip("/")
         # in a container the path may be the host's, and the container's own group lies at the root
         groups = [inner, *inner.parents] if inner.is_dir() else [root]
-        available += [left for group in groups if group.is_relative_to(root) for left in _left(group, *names)]
-    return max(0, min(available))
+        for group in groups:
+            if group.is_relative_to(root):
+                yield from _bounds(group, *names)
 
 
-def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) -> list[int]:
+def _bounds(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) -> list[_MemoryGroup]:
     try:
         limit, usage = ((group / name).read_text().strip() for name in (limit_name, usage_name))
         lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
         reclaimable = sum(int(line[1]) for line in lines if line[0] == reclaimable_name)
     except OSError:
         return []
-    return [] if limit == "max" else [int(limit) - int(usage) + reclaimable]
+    return [] if limit == "max" else [_MemoryGroup(int(limit), int(usage), reclaimable)]
+
+
+def resident_memory() -> int:
+    """Memory this process holds now, resident, bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory(status: Path = Path("/proc/self/status")) -> int:

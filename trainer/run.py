@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainer import events
 from trainer import numerics as numerics_of
-from trainer.augment import weights_seed
+from trainer.augment import epoch_order, weights_seed
 from trainer.cache import Cache
 from trainer.checkpoint import Checkpoint, Snapshot, read_blob
 from trainer.data import Loader
 from trainer.dataset import DatasetIndex, PartName, load_expected_index
 from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
+from trainer.history import read_epochs, read_metrics
 from trainer.identity import write_spec
 from trainer.lease import Lease
 from trainer.machine import available_threads
@@ -38,6 +40,7 @@ from trainer.result import EpochMetrics, Numerics, Provenance, Result, ResumedFr
 from trainer.spec import AugmentationSpec, Recipe, RunSpec
 from trainer.stop import StopSignal
 from trainer.store import Conflict, NotFound, Store
+from trainer.telemetry import SILENT, DeviceMemory, Telemetry
 from trainer.train import StepReport, TrainState, evaluate, run_epoch, save
 
 RECIPE = Recipe()
@@ -65,6 +68,7 @@ class Attempt:
     exact: bool  # whether to refuse a machine that cannot obey the run's numerics
     report: Callable[[Report], None]
     started: float = field(default_factory=time.monotonic)
+    telemetry: Telemetry = SILENT
 
 
 def run_experiment(attempt: Attempt) -> Result:
@@ -88,23 +92,32 @@ def run_experiment(attempt: Attempt) -> Result:
 
 
 def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
-    spec = attempt.spec
+    spec, telemetry = attempt.spec, attempt.telemetry
     used = numerics_of.obeyed(settled, device, exact=attempt.exact)
     numerics_of.apply(used)
+    watch_memory(device, telemetry)
+    telemetry.lap("other")
     found = attempt.recorder.checkpoints.read()
     tell_where_it_begins(attempt, found[0] if found else None)
+    telemetry.lap("store")
     index = load_expected_index(spec.data, attempt.store)
     train, validation = open_images(attempt, index, "train"), open_images(attempt, index, "validation")
+    telemetry.lap("data")
     state = new_state(attempt, device, used, index, train, validation)
     resume(state, found)
     state.progress = state.progress.model_copy(update={"exact": state.progress.exact and used == settled})
-    write_provenance(attempt, used, state)
+    telemetry.lap("other")
+    provenance = write_provenance(attempt, used, state)
+    telemetry.lap("store")
+    write_events(attempt, state, provenance)
+    telemetry.lap("data")
     try:
         while not state.is_finished:
             metrics = run_epoch(state, attempt.recorder, attempt.stop, attempt.report)
             attempt.recorder.record(metrics)
             attempt.lease.epoch, attempt.lease.validation_accuracy = metrics.epoch, metrics.validation_accuracy
             attempt.report(metrics)
+            telemetry.lap("other")
             if not (state.is_finished or attempt.recorder.is_checkpoint_in_flight):
                 save(state, attempt.recorder)
     except Stopped:
@@ -113,7 +126,18 @@ def _train(attempt: Attempt, device: torch.device, settled: Numerics) -> Result:
         raise
     save(state, attempt.recorder)
     attempt.recorder.finish()
-    return write_result(attempt, state)
+    result = write_result(attempt, state)
+    telemetry.lap("store")
+    return result
+
+
+def watch_memory(device: torch.device, telemetry: Telemetry) -> None:
+    """Let telemetry read a GPU's memory, as torch's allocator counts it: asking it waits for nothing."""
+    if device.type == "cuda":
+        limit = torch.cuda.get_device_properties(device).total_memory
+        telemetry.watch_device(
+            lambda: DeviceMemory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), limit)
+        )
 
 
 def refuse_other_recipes(spec: RunSpec) -> None:
@@ -196,6 +220,7 @@ def new_state(
         train=Loader(train, spec.data, spec.augmentation, device, memory_format),
         validation=Loader(validation, spec.data, AugmentationSpec(), device, memory_format),
         started=attempt.started,
+        telemetry=attempt.telemetry,
     )
 
 
@@ -237,6 +262,7 @@ def tell_where_it_begins(attempt: Attempt, checkpoint: Checkpoint | None) -> Non
     if checkpoint is None:
         log.info("attempt %s begins the run: %d epochs", attempt_name, epochs)
         return
+    attempt.telemetry.go_on(checkpoint.progress, checkpoint.best_metrics, lambda: epoch_before(attempt, checkpoint))
     attempt.report(resumed_from(checkpoint))
     log.info(
         "attempt %s goes on in epoch %d of %d, after %d steps of it, from the checkpoint of attempt %s",
@@ -246,6 +272,16 @@ def tell_where_it_begins(attempt: Attempt, checkpoint: Checkpoint | None) -> Non
         checkpoint.progress.step_in_epoch,
         checkpoint.attempt,
     )
+
+
+def epoch_before(attempt: Attempt, checkpoint: Checkpoint) -> EpochMetrics | None:
+    """The last epoch that the checkpoint has behind it, as an earlier attempt left it; none where it left none."""
+    try:
+        rows = read_metrics(attempt.store, attempt.run)
+    except DataError as error:  # no reason not to train
+        log.warning("telemetry lacks the last epoch of earlier attempts: %s", error)
+        return None
+    return next((row for row in rows if row.epoch == checkpoint.progress.epoch), None)
 
 
 def resumed_from(checkpoint: Checkpoint) -> ResumedFrom:
@@ -268,7 +304,7 @@ def resume(state: TrainState, found: tuple[Checkpoint, Snapshot, Snapshot | None
     state.restore(saved)
 
 
-def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) -> None:
+def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) -> Provenance:
     """Write where and with what this attempt computes, and from which checkpoint it goes on."""
     found = attempt.recorder.checkpoints.current
     provenance = Provenance(
@@ -293,6 +329,44 @@ def write_provenance(attempt: Attempt, numerics: Numerics, state: TrainState) ->
         numerics.device_model,
         numerics.threads,
     )
+    return provenance
+
+
+def write_events(attempt: Attempt, state: TrainState, provenance: Provenance) -> None:
+    """Let the recorder write the run's event file for TensorBoard, unless the environment says that it is not to be.
+
+    It goes on after the epochs that this attempt goes on from, as all attempts left them in the store.
+    """
+    if not events.are_wanted(os.environ):
+        return
+    images_NHWC, num_epochs = first_images(state), state.progress.epoch
+
+    def begin() -> events.EventFile:
+        file = events.EventFile(attempt.spec, events.sheet_of(images_NHWC))
+        try:
+            earlier = read_epochs(attempt.store, attempt.run) if num_epochs else []
+        except DataError as error:  # no reason not to train
+            log.warning("the event file for TensorBoard lacks the epochs of earlier attempts: %s", error)
+            earlier = []
+        for epoch in earlier:
+            if epoch.metrics.epoch <= num_epochs:
+                file.add(epoch)
+        return file
+
+    attempt.recorder.write_events(provenance.started.timestamp(), begin)
+
+
+def first_images(state: TrainState) -> npt.NDArray[np.uint8]:
+    """The first images that the run's network gets or got in epoch 1, (N, H, W, 3), with the normalisation undone.
+
+    Draws come from (seed, epoch, index) alone: that they are made once more changes none.
+    """
+    spec = state.spec
+    first = epoch_order(spec.seed, 0, 0, len(state.train.part))[: events.SHEET_IMAGES]
+    images_BCHW, _ = state.train.batch(first, seed=spec.seed, epoch=0, restart=0)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.data.normalize.mean, spec.data.normalize.std))
+    pixels_BCHW = images_BCHW.cpu() * std + mean
+    return pixels_BCHW.mul_(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def package_versions() -> dict[str, str]:
@@ -346,7 +420,7 @@ def write_result(attempt: Attempt, state: TrainState) -> Result:
         versions=package_versions(),
         commit=code_commit(),
         best_weights=None if spec.checkpoint.keep == "none" else checkpoint.best.model,
-        attempts=int(attempt.lease.attempt.partition("-")[0]),
+        attempts=attempt_number(attempt.lease.attempt),
         restarts=progress.restarts,
         returns_to_best=progress.returns,
     )
@@ -360,6 +434,11 @@ def write_result(attempt: Attempt, state: TrainState) -> Result:
     if spec.checkpoint.keep != "all":
         attempt.recorder.checkpoints.retain_only(result.best_weights)
     return result
+
+
+def attempt_number(attempt: str) -> int:
+    """The number of an attempt, from 1, which its name begins with."""
+    return int(attempt.partition("-")[0])
 
 
 def test_experiment(attempt: Attempt) -> TestResult:
@@ -426,15 +505,17 @@ def open_attempt(
     exact: bool,
     report: Callable[[Report], None],
     started: float,
+    telemetry: Telemetry = SILENT,
 ) -> Iterator[Attempt]:
     """An attempt that holds the run's lease; in the end its log is in the store and the lease is free."""
     lease = Lease(store, run, stop)
     lease.acquire()
-    recorder = Recorder(store, run, lease, log_buffer)
+    telemetry.begin_attempt(attempt_number(lease.attempt))
+    recorder = Recorder(store, run, lease, log_buffer, telemetry)
     recorder.start()
     try:
         cache = Cache(progress=lambda _done, _total: stop.check())
-        yield Attempt(run, spec, store, lease, recorder, stop, cache, exact, report, started)
+        yield Attempt(run, spec, store, lease, recorder, stop, cache, exact, report, started, telemetry)
     finally:
         try:
             recorder.close()

@@ -25,6 +25,7 @@ from trainer.recorder import Recorder
 from trainer.result import EpochMetrics, Numerics
 from trainer.spec import RunSpec, lower_is_better
 from trainer.stop import StopSignal
+from trainer.telemetry import SILENT, Telemetry
 
 CHECK_STEPS = 16  # steps between looks at whether the loss is finite: a look waits for the device
 REPORT_SECONDS = 1.0
@@ -75,6 +76,7 @@ class TrainState:
     best_metrics: EpochMetrics | None = None
     first: Snapshot | None = None  # the first weights, held until there is a best epoch
     started: float = field(default_factory=time.monotonic)
+    telemetry: Telemetry = SILENT
 
     @property
     def is_finished(self) -> bool:
@@ -125,7 +127,10 @@ def run_epoch(
     while True:
         if train_epoch(state, recorder, stop, report):
             begun = time.monotonic()
-            scores, _ = evaluate(state.model, state.network, state.numerics, state.validation, stop)
+            scores, _ = evaluate(
+                state.model, state.network, state.numerics, state.validation, stop, state.telemetry.validated
+            )
+            state.telemetry.lap("validation")
             if math.isfinite(scores.loss):
                 break
             state.advance(epoch_seconds=state.progress.epoch_seconds + time.monotonic() - begun)
@@ -141,7 +146,7 @@ def train_epoch(state: TrainState, recorder: Recorder, stop: StopSignal, report:
     3. Every CHECK_STEPS steps, counted from the epoch's start so that a resume changes nothing, the loss is looked at.
     4. A checkpoint is due every `checkpoint.every` seconds; while one is in flight, training goes on.
     """
-    spec, progress = state.spec, state.progress
+    spec, progress, telemetry = state.spec, state.progress, state.telemetry
     sums = _Sums(progress, state.train.device)
     order = epoch_order(spec.seed, progress.restarts, progress.epoch, len(state.train.part))
     batches = [order[at : at + spec.batch_size] for at in range(0, len(order), spec.batch_size)]
@@ -157,20 +162,28 @@ def train_epoch(state: TrainState, recorder: Recorder, stop: StopSignal, report:
             num_correct=int(sums.correct.item()),
             num_seen=sums.seen,
         )
+        telemetry.lap("device")
 
     state.network.train()
+    telemetry.lap("other")
+    telemetry.begin_steps()
     remaining = batches[progress.step_in_epoch :]
     loaded = state.train.batches(remaining, seed=spec.seed, epoch=progress.epoch, restart=progress.restarts)
     for step, (images_BCHW, labels_B) in enumerate(loaded, start=progress.step_in_epoch + 1):
+        telemetry.lap("data")
         sums.add(*optimizer_step(state, images_BCHW, labels_B, step - 1), len(labels_B))
         is_last = step == len(batches)
-        if (is_last or step % CHECK_STEPS == 0) and not math.isfinite(sums.loss.item()):
-            catch_up(step)  # the time that was lost is the epoch's all the same
-            return False
+        if is_last or step % CHECK_STEPS == 0:
+            is_finite = math.isfinite(sums.loss.item())
+            telemetry.caught_up()
+            if not is_finite:
+                catch_up(step)  # the time that was lost is the epoch's all the same
+                return False
         now = time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
             report(_step_report(sums, progress, step, len(batches), now - begun))
+            telemetry.lap("device")  # the report has waited for it
         if stop.reason is not None:
             catch_up(step)
             stop.check()
@@ -213,7 +226,8 @@ def optimizer_step(state: TrainState, images_BCHW: Tensor, labels_B: Tensor, ste
     The gradient is that of the mean over the whole batch, however many micro-batches it is computed in.
     """
     spec, progress, micro_batch = state.spec, state.progress, state.numerics.micro_batch
-    set_learning_rate(state.optimizer, learning_rate(spec, progress.epoch, step, state.num_steps, progress.restarts))
+    rate = learning_rate(spec, progress.epoch, step, state.num_steps, progress.restarts)
+    set_learning_rate(state.optimizer, rate)
     state.optimizer.zero_grad(set_to_none=True)
     loss_sum = torch.zeros((), dtype=torch.float64, device=labels_B.device)
     correct = torch.zeros((), dtype=torch.int64, device=labels_B.device)
@@ -222,12 +236,16 @@ def optimizer_step(state: TrainState, images_BCHW: Tensor, labels_B: Tensor, ste
         torch.manual_seed(derived_seed(spec.seed, progress.restarts, progress.epoch, step, number))
         logits_BK = forward(state.model, state.numerics, images_BCHW[at : at + micro_batch])
         loss = F.cross_entropy(logits_BK, labels, reduction="sum", label_smoothing=spec.label_smoothing)
+        state.telemetry.lap("forward")
         torch.autograd.backward(loss / len(labels_B))
         loss_sum += loss.detach()
         correct += (logits_BK.detach().argmax(1) == labels).sum()
+        state.telemetry.lap("backward")
     if spec.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.network.trainable_parameters(), spec.clip_norm)
     state.optimizer.step()
+    state.telemetry.lap("optimizer")
+    state.telemetry.stepped(len(labels_B), rate)
     return loss_sum, correct
 
 
@@ -239,9 +257,17 @@ def forward(model: Model, numerics: Numerics, images_BCHW: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: Model, network: Network, numerics: Numerics, loader: Loader, stop: StopSignal
+    model: Model,
+    network: Network,
+    numerics: Numerics,
+    loader: Loader,
+    stop: StopSignal,
+    seen: Callable[[int], None] = lambda _: None,
 ) -> tuple[Scores, Tensor]:
-    """The network's scores on `loader`'s part, and its logits (N, K) in the part's order. Raises Stopped."""
+    """The network's scores on `loader`'s part, and its logits (N, K) in the part's order. Raises Stopped.
+
+    `seen` is told after each batch how many images it had.
+    """
     network.module.eval()
     size, num_images = numerics.micro_batch, len(loader.part)
     batches = [np.arange(at, min(at + size, num_images)) for at in range(0, num_images, size)]
@@ -249,6 +275,7 @@ def evaluate(
     with torch.inference_mode():
         for images_BCHW, _ in loader.batches(batches, seed=0, epoch=0, restart=0):
             collected.append(forward(model, numerics, images_BCHW))
+            seen(len(images_BCHW))
             stop.check()
     logits_NK = torch.cat(collected).cpu()
     return score(logits_NK, torch.from_numpy(loader.part.labels_N)), logits_NK
@@ -286,6 +313,7 @@ def restart(state: TrainState) -> None:
     origin = state.best or state.first
     assert origin is not None
     log.warning("the loss is not finite in %s: restart %d of it", where, progress.restarts + 1)
+    state.telemetry.restarted()
     state.restore(origin)
     state.advance(
         restarts=progress.restarts + 1,
@@ -322,6 +350,7 @@ def conclude_epoch(state: TrainState, scores: Scores, seconds: float) -> EpochMe
     since_best = 0 if metrics.best else progress.since_best + 1
     if metrics.best:
         state.best, state.best_metrics, state.first = state.capture(), metrics, None
+        state.telemetry.lap("checkpoint")
     elif since_best == spec.best.patience and metrics.epoch < spec.epochs:
         assert state.best is not None
         state.restore(state.best, optimizer=spec.best.optimizer)
@@ -338,6 +367,7 @@ def conclude_epoch(state: TrainState, scores: Scores, seconds: float) -> EpochMe
         seconds=progress.seconds + seconds,
         images=progress.images + images,
     )
+    state.telemetry.ended(metrics)
     return metrics
 
 
@@ -353,6 +383,7 @@ def save(state: TrainState, recorder: Recorder) -> None:
     """Hand the state to the recorder, which writes it beside the next steps."""
     best = state.best if _is_best(state) or _is_over(state) else None
     recorder.checkpoint(state.progress, best or state.capture(), state.best, state.best_metrics)
+    state.telemetry.lap("checkpoint")
 
 
 def _is_best(state: TrainState) -> bool:

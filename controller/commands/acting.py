@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from controller.search import Facts
     from controller.settings import Settings
     from controller.standing import Choice, Work
+    from controller.telemetry import ControllerTelemetry
     from controller.who_acts import Acting
     from trainer.store import Store
 
@@ -36,6 +37,7 @@ def joined(
     choice: Choice | None = None,
     acts: bool = True,
     patience_seconds: float = WORKING_SECONDS,
+    telemetry: ControllerTelemetry | None = None,
 ) -> Iterator[tuple[Passes, Acting]]:
     """What acts on the grid once the cluster has answered, and who may: without `acts` it does whoever else acts."""
     from controller.acted import ActedGrid
@@ -49,7 +51,10 @@ def joined(
     ):
         acted = ActedGrid(grid, store, facts, settings=settings)
         acting = Acting(cluster, grid.name, submission_of(grid, store, settings).stores, view)
-        passes = Passes(cluster, mirror, store, [acted], view, only=choice, acts=acting if acts else lambda: True)
+        if telemetry is not None:
+            telemetry.follow((cluster,), mirror)
+        may_act = acting if acts else lambda: True
+        passes = Passes(cluster, mirror, store, [acted], view, only=choice, acts=may_act, telemetry=telemetry)
         if not acts:
             yield passes, acting
             return

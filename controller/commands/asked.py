@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from controller.commands.reach import Reach, cluster_options
@@ -22,12 +22,15 @@ class Asked:
     as_json: bool
 
 
-def asked_options(function: Callable[[Asked], None]) -> Callable[..., None]:
-    """Add GRID, --store, --stage, --only, --settings, --setting, --context and --json, handed on as one Asked."""
+def asked_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add GRID, --store, --stage, --only, --settings, --setting, --context and --json, handed on as one Asked.
+
+    Further options of the command follow it by name.
+    """
 
     @functools.wraps(function)
     def gathered(**given: Any) -> None:
-        function(Asked(**given))
+        function(Asked(**{each.name: given.pop(each.name) for each in fields(Asked)}), **given)
 
     options: Callable[..., None] = gathered
     for each in (json_option, cluster_options, choice_options, store_option, grid_argument):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from controller.search import Expansion, Facts
     from controller.settings import Settings
     from controller.standing import Choice
+    from controller.telemetry import ControllerTelemetry
     from trainer.failure import Failure
     from trainer.store import Store
 
@@ -136,8 +139,14 @@ def _tell_submitted(
 
 
 @click.command()
+@click.option(
+    "--telemetry-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Where /metrics answers meanwhile, as that of `grid serve`; 0 is any free one. Default: nowhere.",
+)
 @asked_options
-def watch(asked: Asked) -> None:
+def watch(asked: Asked, telemetry_port: int | None) -> None:
     """Go on with a submitted GRID on its cluster, stage after stage, and show how far it is.
 
     Ctrl-C ends the watching, not the grid: what runs goes on, and another `grid watch` starts what waits.
@@ -148,12 +157,14 @@ def watch(asked: Asked) -> None:
     """
     from trainer.failure import ExitCode
 
-    store = the_store()
+    telemetry = None if telemetry_port is None else _telemetry()
+    store = the_store(on_request=None if telemetry is None else telemetry.asked)
     found = stored_or_named_grid(asked.grid, store)
     choice = choice_of(found, asked.only, asked.stages)
     settings = kept_settings(found, store, asked.reach)
     try:
-        passes = _watched(found, store, settings, asked.reach.context, choice)
+        with _scraped(telemetry, telemetry_port):
+            passes = _watched(found, store, settings, asked.reach.context, choice, telemetry)
     except interrupts.Interrupted:
         interrupts.settle(int(ExitCode.STOPPED))
         tell(
@@ -171,7 +182,34 @@ def watch(asked: Asked) -> None:
         raise SystemExit(int(ExitCode.TRAINING))
 
 
-def _watched(grid: Grid, store: Store, settings: Settings, context: str | None, choice: Choice) -> Passes:
+def _telemetry() -> ControllerTelemetry:
+    from controller.telemetry import ControllerTelemetry
+
+    return ControllerTelemetry()
+
+
+@contextmanager
+def _scraped(telemetry: ControllerTelemetry | None, port: int | None) -> Iterator[None]:
+    """A block in which the telemetry, where there is some, can be scraped from that port."""
+    if telemetry is None or port is None:
+        yield
+        return
+    from controller.health import HealthServer
+    from trainer.telemetry import PATH
+
+    with HealthServer(port, {}, {PATH: telemetry.answer}, option="--telemetry-port") as server:
+        tell(f"http://localhost:{server.port}{PATH} answers Prometheus", err=True)
+        yield
+
+
+def _watched(
+    grid: Grid,
+    store: Store,
+    settings: Settings,
+    context: str | None,
+    choice: Choice,
+    telemetry: ControllerTelemetry | None,
+) -> Passes:
     """What went on with the grid, until it is done."""
     from controller.live import open_view
     from controller.loops import watch as go_on
@@ -180,10 +218,17 @@ def _watched(grid: Grid, store: Store, settings: Settings, context: str | None, 
     facts = grid_facts(grid, store)
     with (
         open_view() as view,
-        joined(grid, facts, store, settings, context, view, choice=choice, patience_seconds=PATIENCE) as (
-            passes,
-            acting,
-        ),
+        joined(
+            grid,
+            facts,
+            store,
+            settings,
+            context,
+            view,
+            choice=choice,
+            patience_seconds=PATIENCE,
+            telemetry=telemetry,
+        ) as (passes, acting),
     ):
         if (other := hand_over(grid, settings, passes, acting, is_asking=False)) is not None:
             view.say("note", f"{other} acts on it; this only looks, and goes on where that one ends")

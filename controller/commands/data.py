@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 import click
 
 from controller.commands.surface import (
+    READING_SECONDS,
     complete_data_set,
     json_option,
     note,
+    print_each,
     print_facts,
     print_json,
     store_option,
@@ -332,23 +334,16 @@ def list_data(as_json: bool) -> None:
     """
     from controller.doctor import data_set_names
     from trainer.dataset import load_index
-    from trainer.failure import DataError
 
-    store = the_store()
-    names = data_set_names(store)
-    found: list[DatasetIndex] = []
-    for name in names:
-        try:
-            found.append(load_index(store, name))
-        except DataError as error:
-            note(f"{error.message}; {error.hint}")
-            continue
-        if not as_json:
-            click.echo(f"{name}: {_in_short(found[-1])}")
-    if as_json:
-        print_json([_summary(index) for index in found])
-    elif not names:
-        click.echo(f"no data sets in {store.uri} yet: grid data import NAME SRC", err=True)
+    store = the_store(patience_seconds=READING_SECONDS)
+    print_each(
+        data_set_names(store),
+        lambda name: load_index(store, name),
+        lambda index: f"{index.name}: {_in_short(index)}",
+        _summary,
+        nothing=f"no data sets in {store.uri} yet: grid data import NAME SRC",
+        as_json=as_json,
+    )
 
 
 @data.command("digits")

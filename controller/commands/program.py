@@ -20,6 +20,7 @@ from controller.commands.report import report
 from controller.commands.runs import reopen, run, status, table
 from controller.commands.serve import serve
 from controller.commands.surface import store_option
+from controller.commands.tensorboard import tensorboard
 from controller.commands.upkeep import doctor, gc
 from controller.commands.weights import weights
 from controller.commands.winner import diff, export, predict
@@ -27,7 +28,7 @@ from controller.output import UNWRITTEN, OutputError, drop_stdout, guard_stdout
 from controller.wording import plain
 
 SECTIONS = {
-    "Compare": ("list", "show", "plan", "run", "status", "table", "report"),
+    "Compare": ("list", "show", "plan", "run", "status", "table", "report", "tensorboard"),
     "Single runs": ("diff", "export", "predict"),
     "On a cluster": ("submit", "watch", "logs", "pause", "resume", "cancel", "render", "serve"),
     "When something went wrong": ("retry", "reopen", "doctor"),
@@ -136,7 +137,7 @@ def completion(shell: str) -> None:
 
 
 COMMANDS = (
-    *(list_grids, show, plan, run, status, table, report),
+    *(list_grids, show, plan, run, status, table, report, tensorboard),
     *(diff, export, predict),
     *(submit, watch, logs, pause, resume, cancel, render, serve),
     *(retry, reopen, doctor),

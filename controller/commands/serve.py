@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc as garbage
+import logging
 import signal
 import sys
 from types import FrameType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from controller.acted import ActedGrid
     from controller.cluster import ApiRetry, Cluster
+    from controller.health import Log
     from trainer.stop import StopSignal
 
 GARBAGE_THRESHOLD = 50_000  # objects; a process that lives for weeks cannot leave its garbage lying, as commands do
@@ -32,7 +34,7 @@ GARBAGE_THRESHOLD = 50_000  # objects; a process that lives for weeks cannot lea
     type=click.IntRange(0, 65535),
     default=9090,
     show_default=True,
-    help="Where /healthz and /readyz answer; 0 is any free one.",
+    help="Where /healthz, /readyz and /metrics answer; 0 is any free one.",
 )
 @click.option(
     "--namespace",
@@ -51,18 +53,40 @@ def serve(port: int, namespace: str | None, context: str | None) -> None:
       grid serve                                       in a pod, as k8s/base/controller.yaml has it
       grid serve --namespace lab --store s3://lab      on any machine that reaches cluster and store
     """
-    from controller.health import HealthServer, Log
+    from controller.health import Log
+    from trainer.failure import GridError
+    from trainer.logs import asked_form, log_to_stderr
+
+    log_to_stderr(level=logging.WARNING)  # of libraries; what happens is told by the Log
+    form, _ = asked_form()
+    log = Log(sys.stderr, form)
+    try:
+        _serve(port, namespace, context, log)
+    except GridError as error:
+        if form == "text":
+            raise  # told as every command's
+        log.write("error", str(error))
+        click.get_current_context().exit(int(error.exit_code))
+
+
+def _serve(port: int, namespace: str | None, context: str | None, log: Log) -> None:
+    from controller.health import HealthServer
     from controller.serve import PATIENCE_SECONDS, Controller
+    from controller.telemetry import ControllerTelemetry
     from trainer.stop import StopSignal
     from trainer.store import open_store
+    from trainer.telemetry import PATH
 
     garbage.set_threshold(GARBAGE_THRESHOLD)
     stop = StopSignal()
     _listen(stop)
-    log = Log(sys.stderr)
-    store = open_store(store_uri(), patience_seconds=PATIENCE_SECONDS)
-    controller = Controller(_connect(namespace, context), store, log, stop=stop, leave_tables=leave_tables_of)
-    with HealthServer(port, {"/healthz": controller.rounds.answer, "/readyz": controller.ready}) as health:
+    telemetry = ControllerTelemetry()
+    store = open_store(store_uri(), patience_seconds=PATIENCE_SECONDS, on_request=telemetry.asked)
+    controller = Controller(
+        _connect(namespace, context), store, log, stop=stop, leave_tables=leave_tables_of, telemetry=telemetry
+    )
+    paths = {"/healthz": controller.rounds.answer, "/readyz": controller.ready}
+    with HealthServer(port, paths, {PATH: telemetry.answer}) as health:
         log.write("info", f"serves the grids of {store.uri}; http://localhost:{health.port}/readyz says how it is")
         controller.run()
 

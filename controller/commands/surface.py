@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from controller.search import Expansion, Facts
     from controller.standing import Choice
     from trainer.failure import DataError
-    from trainer.store import Retry, Store
+    from trainer.store import Request, Retry, Store
 
 DEFAULT_STORE = "file://./store"
 STORE_IN_META = "controller.store"
@@ -37,6 +37,7 @@ TOLD_SECONDS = 5.0  # between two lines of a wait
 WIDTH = 120  # characters of a line where the output is no terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
+Read = TypeVar("Read")
 
 
 # Options
@@ -106,12 +107,14 @@ def store_uri() -> str:
     return given if given is not None else os.environ.get("GRID_STORE") or DEFAULT_STORE
 
 
-def the_store(*, patience_seconds: float = WORKING_SECONDS) -> Store:
+def the_store(
+    *, patience_seconds: float = WORKING_SECONDS, on_request: Callable[[Request], None] | None = None
+) -> Store:
     """The store that the command line means; a wait for a server that does not answer is told on stderr."""
     from trainer.store import S3Store, open_store
 
     waits = Waits(store_uri(), patience_seconds)
-    store = open_store(store_uri(), patience_seconds=patience_seconds, on_retry=waits)
+    store = open_store(store_uri(), patience_seconds=patience_seconds, on_retry=waits, on_request=on_request)
     if isinstance(store, S3Store):
         waits.server = store.endpoint
     return store
@@ -371,6 +374,35 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {plain(str(value))}".rstrip())
+
+
+def print_each(
+    names: Sequence[str],
+    read: Callable[[str], Read],
+    shown: Callable[[Read], str],
+    record: Callable[[Read], dict[str, Any]],
+    *,
+    nothing: str,
+    as_json: bool,
+) -> None:
+    """Print what is known of each name, on a line or as JSON; a note says what is wrong with one that is damaged."""
+    from trainer.failure import DataError
+
+    records = []
+    for name in names:
+        try:
+            found = read(name)
+        except DataError as error:
+            note(f"{error.message}; {error.hint}")
+            continue
+        if as_json:
+            records.append(record(found))
+        else:
+            tell(shown(found))
+    if as_json:
+        print_json(records)
+    elif not names:
+        tell(nothing, err=True)
 
 
 def form_of(output: Path | None, endings: Mapping[str, str], forms: Sequence[str], default: str) -> str:

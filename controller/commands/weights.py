@@ -12,6 +12,7 @@ from controller.commands.surface import (
     READING_SECONDS,
     json_option,
     note,
+    print_each,
     print_facts,
     print_json,
     store_option,
@@ -207,27 +208,23 @@ def list_weights(as_json: bool) -> None:
       grid weights list
     """
     from controller.weights import known_weights, weights_names
-    from trainer.failure import DataError
 
     store = the_store(patience_seconds=READING_SECONDS)
-    names = weights_names(store)
-    found: list[Weights] = []
-    for name in names:
-        try:
-            found.append(known_weights(store, name))
-        except DataError as error:
-            note(f"{error.message}; {error.hint}")
-            continue
-        if not as_json:
-            each = found[-1]
-            used = f"; {listed(each.grids, SHOWN)}" if each.grids else ""
-            vouched = ", as its name says" if each.vouched else ""
-            digits = each.sha256[:DIGITS_SHOWN]
-            tell(f"{plain(each.name)}: {bytes_text(each.size)}, SHA-256 {digits}…{vouched}{used}")
-    if as_json:
-        print_json([_record(each) for each in found])
-    elif not names:
-        tell(f"no weights in {store.uri} yet: grid weights import FILE", err=True)
+    print_each(
+        weights_names(store),
+        lambda name: known_weights(store, name),
+        _in_short,
+        _record,
+        nothing=f"no weights in {store.uri} yet: grid weights import FILE",
+        as_json=as_json,
+    )
+
+
+def _in_short(found: Weights) -> str:
+    used = f"; {listed(found.grids, SHOWN)}" if found.grids else ""
+    vouched = ", as its name says" if found.vouched else ""
+    digits = found.sha256[:DIGITS_SHOWN]
+    return f"{plain(found.name)}: {bytes_text(found.size)}, SHA-256 {digits}…{vouched}{used}"
 
 
 @weights.command("show")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -107,24 +108,25 @@ def export(run: str, output: Path | None, as_json: bool) -> None:
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the CSV to FILE. Default: stdout.",
+    help="Write to FILE. Default: stdout.",
 )
 @click.option(
     "--top", type=click.IntRange(1), default=1, metavar="N", help="The N likeliest classes of each image. Default: 1."
 )
-def predict(run: str, folder: Path, output: Path | None, top: int) -> None:
+@json_option
+def predict(run: str, folder: Path, output: Path | None, top: int, as_json: bool) -> None:
     """Classify the images in FOLDER, and in folders within, by RUN's best weights: one row of CSV each.
 
     RUN is a run's id or its beginning. Images are decoded, resized and cropped as in training, on a GPU where there
-    is one. Columns are file, class, probability, class_2, probability_2 and so on with --top, error. Hidden files are
-    left out.
+    is one. Columns are file, class, probability, class_2, probability_2 and so on with --top, error; --json writes a
+    list of the same in their place, once all are done. Hidden files are left out.
 
     \b
     Examples:
       grid predict alexnet-0123456789ab ~/holidays -o holidays.csv
       grid predict alexnet-0123 ~/holidays --top 3
     """
-    from controller.predictions import csv_head, csv_row, predictions
+    from controller.predictions import as_record, csv_head, csv_row, predictions
     from controller.run_records import find_run
     from trainer.answers import Beginning
     from trainer.failure import DataError, SpecError
@@ -140,22 +142,30 @@ def predict(run: str, folder: Path, output: Path | None, top: int) -> None:
     unread: list[Answer] = []
     num_done = num_files = 0
     told = 0.0
+    records: list[dict[str, Any]] = []
     with ExitStack() as opened:
-        writer = csv.writer(sys.stdout if output is None else _opened(output, opened), lineterminator="\n")
-        writer.writerow(csv_head(top))
+        out = sys.stdout if output is None else _opened(output, opened)
+        writer = csv.writer(out, lineterminator="\n")
+        if not as_json:
+            writer.writerow(csv_head(top))
         # closed at once whatever ends the loop, and its process with it
         for said in opened.enter_context(closing(predictions(found, folder, store_uri(), top))):
             if isinstance(said, Beginning):
                 num_files, told = said.num_files, time.monotonic()
                 note(f"{found} on {said.device}: {count_text(num_files, 'file')} in {plain(str(folder))}")
                 continue
-            writer.writerow(csv_row(said, top))
+            if as_json:
+                records.append(as_record(said))
+            else:
+                writer.writerow(csv_row(said, top))
             num_done += 1
             if said.error is not None:
                 unread.append(said)
             if time.monotonic() - told >= TOLD_SECONDS:
                 told = time.monotonic()
                 note(f"{num_done:,} of {count_text(num_files, 'file')}")
+        if as_json:
+            out.write(f"{json.dumps(records, indent=2, ensure_ascii=False)}\n")
     for each in unread[:SHOWN_ERRORS]:
         note(f"{plain(each.file)} is skipped: {plain(each.error or '')}")
     if output is not None:

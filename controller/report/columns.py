@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from controller import table_text
 from controller.noise import FEWEST_SEEDS, Comparison
 from controller.table import POSITIONS, StageTable, Table, TableRow
-from controller.table_text import Column, cells_of, columns_of, majority_cells
+from controller.table_text import Column, cells_of, columns_of, legend_of, majority_cells, mark_of
 
 _VERDICTS = {
     "cannot be told from it": "cannot be told from the best",
@@ -80,7 +79,7 @@ def _shown(stage: StageTable) -> ShownTable:
         ShownRow(
             row.experiment,
             tuple(Cell(text[index], _value(column, row)) for column, text in zip(columns, texts, strict=True)),
-            table_text._mark(row, stage.is_final) or row.state,
+            mark_of(row, stage.is_final) or row.state,
             "" if row.state == "done" else row.reason or "",
             _beside_best(row.beside_best) if has_seeds and row.beside_best else "",
             row.notes,
@@ -99,7 +98,7 @@ def _shown(stage: StageTable) -> ShownTable:
         )
         for index, name in enumerate(stage.majority_names)
     ]
-    legend = table_text._legend(stage)
+    legend = legend_of(stage)
     told = [legend] if legend else []
     if any(row.best for row in stage.rows) and has_seeds:
         told.append("Compared with the best: paired t intervals over seeds, corrected by Holm's method.")

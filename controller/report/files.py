@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from controller.figures.confusion import confusion_picture
 from controller.figures.curves import MAX_LINES, Panel, panels_picture, run_panels, stage_panels
 from controller.figures.data import counts_picture, sheet_picture
 from controller.figures.style import Picture
-from controller.report.gather import DataSeen, Gathered, RunSeen, TestedRow
 from controller.table import StageTable
-from trainer.dataset import PARTS
 from trainer.spec import lower_is_better
+
+if TYPE_CHECKING:
+    from controller.report.gather import DataSeen, Gathered, RunSeen, TestedRow
 
 
 def curves_of_run(run: RunSeen) -> tuple[Panel, Panel] | None:
@@ -41,10 +43,10 @@ def curves_of_stage(gathered: Gathered, stage: StageTable) -> tuple[tuple[Panel,
 def counts_of(data: DataSeen) -> Iterator[tuple[str, str, Sequence[int]]]:
     """Name, title and images of each class: of the whole set, then of each part."""
     index = data.index
-    by_part = [index.class_counts(part) for part in PARTS]
+    by_part = [index.class_counts(part) for part in index.parts]
     whole = tuple(map(sum, zip(*by_part, strict=True)))
     yield "whole", f"{index.name}: {sum(whole):,} images of {index.num_classes} classes", whole
-    for part, counts in zip(PARTS, by_part, strict=True):
+    for part, counts in zip(index.parts, by_part, strict=True):
         yield part, f"{index.name}, {part} part: {sum(counts):,} images", counts
 
 

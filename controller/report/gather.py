@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from controller.archive import homes
 from controller.grid import Grid
-from controller.knowledge import NUM_CONNECTIONS, PROVENANCE, read_metrics
+from controller.knowledge import NUM_CONNECTIONS
 from controller.report.images import read_images
 from controller.report.tested import MISTAKES_SHOWN, Mistake, Predictions, Scores, mistakes, read_predictions, scores
 from controller.search import Expansion, Experiment, Run
@@ -19,6 +19,7 @@ from controller.standing import Known, State, Work, run_state
 from controller.table import Table
 from trainer.dataset import DatasetIndex, load_index
 from trainer.failure import DataError, Failure
+from trainer.history import PROVENANCE, read_metrics
 from trainer.result import EpochMetrics, Provenance, ResultNumbers, TestResult, parse_record
 from trainer.store import NotFound, Store
 

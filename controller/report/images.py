@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 
@@ -14,7 +13,6 @@ from trainer.failure import DataError
 from trainer.store import NotFound, Store
 
 BLOCK = 1 << 20
-JPEG_QUALITY = 72
 
 
 def read_images(
@@ -54,10 +52,3 @@ def _skip(file: io.BufferedReader, position: int, offset: int) -> int:
             return position
         position += len(block)
     return position
-
-
-def jpeg_uri(image: Image) -> str:
-    """The image as a `data:` address."""
-    out = io.BytesIO()
-    image.convert("RGB").save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
@@ -27,14 +28,18 @@ from controller.figures.style import INK, Look
 from controller.report import story
 from controller.report.columns import ShownTable, shown_tables
 from controller.report.files import confusion_title, counts_of, curves_of_run, curves_of_stage
-from controller.report.gather import DataSeen, Gathered, RunSeen, TestedRow
-from controller.report.images import jpeg_uri
 from controller.wording import count_text, listed, plain
 from trainer.identity import write_spec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from controller.report.gather import DataSeen, Gathered, RunSeen, TestedRow
 
 MAX_RUNS = 300  # that are shown one by one: with more the page would grow beyond what a browser likes
 FOLDER = "page"  # of the package: the template, its style and its script
 LOG_TAIL_SHOWN = 8
+JPEG_QUALITY = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +246,10 @@ def _run(run: RunSeen, charts: _Charts) -> dict[str, Any]:
         "chart": charts.chart(panels, f"Run {run.run.id}", caption) if panels else None,
         "tail": (run.failure.log_tail if run.failure else [])[-LOG_TAIL_SHOWN:],
     }
+
+
+def jpeg_uri(image: Image) -> str:
+    """The image as a `data:` address."""
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -6,14 +6,18 @@ import glob
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from controller.noise import LEVEL
-from controller.report.columns import ShownTable
-from controller.report.gather import Gathered, RunSeen
 from controller.search import StageExpansion
 from controller.stages import BASE, KeepThis, Stage, TestThese
 from controller.table import StageTable, TableRow
+from controller.table_text import reason_of
 from controller.wording import count_text, listed, seconds_text
+
+if TYPE_CHECKING:
+    from controller.report.columns import ShownTable
+    from controller.report.gather import Gathered, RunSeen
 
 AUTHOR = "chosen by the grid's author"
 RULE = "chosen by the rule"
@@ -151,9 +155,7 @@ def missing(gathered: Gathered) -> tuple[str, ...]:
     for stage in gathered.table.stages:
         for row in stage.rows:
             if row.state != "done":
-                reason = row.reason or ""
-                told = reason if reason.startswith(row.state) else f"{row.state}: {reason}"
-                groups.setdefault(told, []).append(f"{stage.name}/{row.experiment}")
+                groups.setdefault(reason_of(row), []).append(f"{stage.name}/{row.experiment}")
     lines += [f"{listed(names)}: {told}" for told, names in groups.items()]
     lines += [f"{row.stage}/{row.experiment.name}: {text}" for row in gathered.tested for text in row.lacks]
     lines += [f"data set {each.index.name}: {text}" for each in gathered.data for text in each.lacks]

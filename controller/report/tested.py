@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,21 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from controller.predicted import ANEW, parse_predictions
+from controller.predicted import Predictions as Predictions  # exported: what this module is about
 from trainer.failure import DataError
 from trainer.store import NotFound, Store
 
 MISTAKES_SHOWN = 24
 CLASSES_SHOWN = 8  # at either end
 PAIRS_SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """A network's answers to the test part."""
-
-    indices: npt.NDArray[np.int64]  # (N) of the images within the test part
-    labels: npt.NDArray[np.int64]  # (N)
-    logits: npt.NDArray[np.float32]  # (N, K)
 
 
 class Mistake(NamedTuple):
@@ -90,26 +81,11 @@ class Scores:
 def read_predictions(store: Store, key: str, num_classes: int) -> Predictions:
     """The predictions that the store has under `key`. Raises DataError where there are none, or none that fit."""
     try:
-        data = store.get(key)
+        found = parse_predictions(key, store.get(key))
     except NotFound as error:
-        raise DataError(
-            f"{key}: not in the store", hint="delete the run's tests/<run>.json: it is tested anew"
-        ) from error
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            found = Predictions(file["index"], file["label"], file["logits"])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{key}: got {len(data)} bytes that are no predictions",
-            hint="delete it and the run's tests/<run>.json: it is tested anew",
-        ) from error
-    shape = found.logits.shape
-    if shape != (len(found.labels), num_classes) or len(found.indices) != len(found.labels):
-        raise DataError(
-            f"{key}: got {len(found.indices)} images, {len(found.labels)} labels and logits of shape {shape}, "
-            f"expected as many of each, and {num_classes} classes",
-            hint="delete it and the run's tests/<run>.json: it is tested anew",
-        )
+        raise DataError(f"{key}: not in the store", hint=ANEW) from error
+    if found.logits.shape[1] != num_classes:
+        raise DataError(f"{key}: got answers of {found.logits.shape[1]} classes, expected {num_classes}", hint=ANEW)
     return found
 
 

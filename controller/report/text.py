@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from controller import table_text
 from controller.report import story
 from controller.report.columns import ShownTable, shown_tables
-from controller.report.gather import Gathered
+from controller.table_text import markdown_of
 from controller.wording import plain
+
+if TYPE_CHECKING:
+    from controller.report.gather import Gathered
 
 TECHNICAL = frozenset(  # what a paper's table has no room for
     {
@@ -33,6 +37,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "[": "{[}",  # at a row's beginning it would be an argument of the \\ before it, and so would *
+    "*": "{*}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "…": r"\ldots{}",
@@ -42,24 +48,24 @@ _LATEX = {
 def to_markdown(gathered: Gathered) -> str:
     """What won and why, the path, what is missing, the tables, and how to get them again."""
     tables = shown_tables(gathered.table)
-    lines = [f"# {_markdown(gathered.grid.name)}", ""]
+    lines = [f"# {markdown_of(gathered.grid.name)}", ""]
     if gathered.grid.description:
-        lines += [_markdown(gathered.grid.description), ""]
+        lines += [markdown_of(gathered.grid.description), ""]
     if (found := story.winner(gathered, tables)) is not None:
         numbers = "".join(f", {name} {text}" for name, text in found.numbers)
         lines.append(
-            f"{'Best' if found.is_final else 'Best so far'}: **{_markdown(found.experiment)}** "
-            f"(stage {_markdown(found.stage)}{numbers}). {_sentence(found.because)}"
+            f"{'Best' if found.is_final else 'Best so far'}: **{markdown_of(found.experiment)}** "
+            f"(stage {markdown_of(found.stage)}{numbers}). {_sentence(found.because)}"
         )
     else:
         lines.append("No stage has kept a row yet.")
     lines += ["", "| | |", "| :-- | --: |"]
-    lines += [f"| {name} | {_markdown(text)} |" for name, text in story.facts(gathered)]
+    lines += [f"| {name} | {markdown_of(text)} |" for name, text in story.facts(gathered)]
     if lacking := story.missing(gathered):
-        lines += ["", "## What is missing", "", *(f"- {_markdown(text)}" for text in lacking)]
+        lines += ["", "## What is missing", "", *(f"- {markdown_of(text)}" for text in lacking)]
     lines += ["", "## The path", ""]
     for number, step in enumerate(story.steps(gathered), start=1):
-        lines.append(f"{number}. **{_markdown(step.name)}** {_markdown(step.start)}. {_step_text(step)}".rstrip())
+        lines.append(f"{number}. **{markdown_of(step.name)}** {markdown_of(step.start)}. {_step_text(step)}".rstrip())
     lines += ["", "## Tables", "", *_table_lines(gathered)]
     lines += ["", "## How to reproduce it", "", "```", story.grid_command(gathered), "```"]
     return "\n".join(lines) + "\n"
@@ -74,9 +80,11 @@ def _table_lines(gathered: Gathered) -> Iterator[str]:
 def _step_text(step: story.Step) -> str:
     texts = []
     if step.tried:
-        texts.append(f"{'Tested' if step.is_test else 'Tried'} {', '.join(_markdown(one.name) for one in step.tried)}.")
+        texts.append(
+            f"{'Tested' if step.is_test else 'Tried'} {', '.join(markdown_of(one.name) for one in step.tried)}."
+        )
     if step.kept and not step.is_test:
-        texts.append(f"Kept **{', '.join(map(_markdown, step.kept))}**.")
+        texts.append(f"Kept **{', '.join(map(markdown_of, step.kept))}**.")
     if step.kept:
         texts.append(_sentence(f"{step.chosen}: {step.because}" if step.because else step.chosen))
     if step.waiting:
@@ -85,12 +93,8 @@ def _step_text(step: story.Step) -> str:
 
 
 def _sentence(text: str) -> str:
-    shown = _markdown(text)
+    shown = markdown_of(text)
     return f"{shown[:1].upper()}{shown[1:]}" + ("" if shown.endswith((".", "!", "?")) or not shown else ".")
-
-
-def _markdown(text: str) -> str:
-    return table_text._markdown(text)
 
 
 def to_latex(gathered: Gathered) -> str:

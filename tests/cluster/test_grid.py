@@ -184,8 +184,10 @@ def test_a_log_is_read_from_the_pod_and_from_the_store_when_that_is_gone(bench: 
     (run,) = (each["run"] for each in said["runs"])
     assert "epoch 1 of 1" in bench.grid("logs", "-f", run)
     bench.grid("watch", "logged")
+    said_by_pod = [json.loads(line) for line in bench.cluster.kubectl("logs", f"job/{run}").splitlines()]
+    assert {each.get("run", run) for each in said_by_pod} == {run}
     bench.cluster.kubectl("delete", "job", run, "--wait=true")
     ended = bench.attempt("logs", run)
     assert ended.returncode == ExitCode.OK
     assert "epoch 1 of 1" in ended.stdout
-    assert "its pod is gone" in ended.stderr
+    assert "done: the result is in the store <==" in ended.stdout

@@ -43,6 +43,7 @@ from controller.registry import Submission, enter_grid, object_name
 from controller.search import wanted
 from controller.serve import Controller
 from controller.standing import Work
+from controller.telemetry import ControllerTelemetry
 from controller.who_acts import Acting
 from trainer.failure import ExitCode
 from trainer.stop import StopSignal
@@ -111,7 +112,7 @@ def serving(lab: Lab, *, store: FileStore | S3Store | None = None, kubeconfig: P
             lab.cluster.namespace, kubeconfig=path, patience_seconds=patience_seconds, on_retry=on_retry
         )
 
-    stop, stream = StopSignal(), StringIO()
+    stop, stream, telemetry = StopSignal(), StringIO(), ControllerTelemetry()
     controller = Controller(
         connect,
         store or lab.store,
@@ -120,9 +121,11 @@ def serving(lab: Lab, *, store: FileStore | S3Store | None = None, kubeconfig: P
         leave_tables=leave_tables_of,
         duration_seconds=5,
         renew_seconds=4,
+        telemetry=telemetry,
     )
     thread = threading.Thread(target=controller.run)
-    with HealthServer(0, {"/healthz": controller.rounds.answer, "/readyz": controller.ready}) as health:
+    paths = {"/healthz": controller.rounds.answer, "/readyz": controller.ready}
+    with HealthServer(0, paths, {"/metrics": telemetry.answer}) as health:
         thread.start()
         try:
             yield Serving(stop, stream, f"http://127.0.0.1:{health.port}")
@@ -137,6 +140,17 @@ def test_a_grid_whose_config_map_stands_is_trained_to_its_tables(lab: Lab) -> No
         submit(lab, "small", THREE_STAGES)
         until("the table", lambda: list(lab.store.list("grids/small/table.json")))
         served.says("small: is over: 5 of 5 pieces of work done")
+        metrics = served.asked("/metrics")[1]
+        for line in (
+            'grid_runs{grid="small",state="done"} 4.0',
+            'grid_attempts_total{grid="small"} 5.0',
+            'grid_queue_seconds_count{grid="small"} 5.0',
+            'grid_stage_progress_ratio{grid="small",stage="final"} 1.0',
+            'grid_failures_total{grid="small",reason="crashed"} 0.0',
+            "grid_controller_leading 1.0",
+            'grid_api_requests_total{code="201",verb="create"}',
+        ):
+            assert line in metrics
     assert set(read_decisions(lab.store, "small")) == {"lr", "smoothing", "final"}
     assert set(kubelet.starts.values()) == {1}
     assert kubelet.most_at_once <= 2
@@ -432,6 +446,25 @@ def test_a_store_that_is_away_is_waited_for(
         assert served.told.count("the store answers again, after ") == 1
 
 
+def test_a_store_that_is_away_is_noticed_without_a_grid_too(
+    lab: Lab, rclone: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "STORE_AGAIN_SECONDS", 0.2)
+    with Gate(rclone).running() as gate:
+        assert isinstance(gate, Gate)
+        store = place_on(gate.server, monkeypatch).connect(patience_seconds=1)
+        with serving(lab, store=store) as served:
+            until("it to be ready", lambda: served.asked("/readyz") == (200, "leads\n"))
+            gate.is_closed = True
+            until("it to be unready", lambda: served.asked("/readyz")[0] == 503)
+            assert "the store: " in served.asked("/readyz")[1]
+            gate.is_closed = False
+            until("it to be ready", lambda: served.asked("/readyz")[0] == 200)
+            monkeypatch.setattr(serve, "LATELY_SECONDS", -1.0)
+            assert served.asked("/readyz") == (503, "the store answered last 0 s ago\n")
+
+
 # Commands beside it
 
 
@@ -570,6 +603,31 @@ def start(lab: Lab, account: Path, tmp_path: Path) -> Iterator[Callable[[str], P
     for each in started:
         each.process.kill()
         each.process.wait()
+
+
+def test_a_watch_shows_its_grid_to_prometheus_where_it_is_told_to(
+    lab: Lab, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    command("submit", "small.yaml", "--settings", "settings.yaml")
+    with HealthServer(0, {}) as other:
+        refused = CliRunner().invoke(main, ["watch", "small", "--telemetry-port", str(other.port)])
+    assert refused.exit_code == ExitCode.SPEC
+    assert f"--telemetry-port: got {other.port}, which is not to be had" in refused.stderr
+    line = [sys.executable, "-m", "controller.cli", "watch", "small", "--telemetry-port", "0"]
+    log = tmp_path / "watch.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        watch = Process(process, log)
+        url = watch.says(r"http://localhost:(\d+)/metrics")[0]
+        until("its runs", lambda: 'grid_runs{grid="small",state="pending"} 2.0' in asked(url)[1])
+        assert "grid_controller_leading 1.0" in asked(url)[1]
+        assert 'grid_store_request_seconds_count{operation="reading"}' in asked(url)[1]
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told-to-stop"])

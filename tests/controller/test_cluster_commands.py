@@ -108,9 +108,3 @@ def test_a_run_without_a_pod_and_without_a_log_is_told_as_such(store: FileStore)
     ended = call("logs", "none-000000000000")
     assert ended.exit_code == ExitCode.SPEC
     assert "of which there is no pod and no log" in ended.stderr
-
-
-def test_a_log_of_the_store_is_that_of_the_last_attempt(store: FileStore) -> None:
-    store.put("runs/a/attempts/0001-aa/log.txt", b"first")
-    store.put("runs/a/attempts/0002-aa/log.txt", b"second\n\x1b[2J")
-    assert call("logs", "a").stdout == "second\n�[2J\n"

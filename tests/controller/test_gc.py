@@ -43,12 +43,13 @@ def keys_of(found: Iterable[Unwanted]) -> list[str]:
     return [key for item in found for key in item.keys]
 
 
-OF_A = ["results/a.json", "runs/a/blobs/1-x", "runs/a/lease.json", "runs/a/spec.yaml", "tests/a.json"]
+EVENTS = "runs/a/tensorboard/events.out.tfevents.0.a"
+OF_A = ["results/a.json", "runs/a/blobs/1-x", "runs/a/lease.json", "runs/a/spec.yaml", EVENTS, "tests/a.json"]
 
 
 def test_all_objects_of_a_run_of_no_grid_are_found_and_its_lease_goes_last() -> None:
     [item] = find_unwanted(contents([*OF_A, "failures/a.json"]), NOTHING_WANTED, NOW)
-    assert (item.kind, item.name, item.size) == ("run", "a", 60)
+    assert (item.kind, item.name, item.size) == ("run", "a", 70)
     assert sorted(item.keys) == sorted([*OF_A, "failures/a.json"])
     assert item.keys[0] == "failures/a.json"
     assert item.keys[-1] == "runs/a/lease.json"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,22 @@ def test_set_changes_the_base_and_the_grids_own_keys() -> None:
     assert (grid.seeds, grid.max_failed) == ((3, 4), 2)
 
 
+def test_a_deadline_is_a_moment_that_changes_no_run() -> None:
+    moment = datetime(2026, 12, 1, 8, tzinfo=UTC)
+    grid = parse("deadline: 2026-12-01T09:00:00+01:00\n" + ONE)
+    assert grid.deadline == parse(grid.text()).deadline == moment
+    assert parse(ONE, sets=["deadline=2026-12-01T08:00:00Z"]).deadline == moment
+    facts = Facts({"digits": DataFacts("a" * 64, 10, {}, {})}, {}, {})
+    assert expand(grid, {}, facts).runs().keys() == expand(parse(ONE), {}, facts).runs().keys()
+    assert parse(ONE).deadline is None
+
+
+@pytest.mark.parametrize("text", ["2026-12-01", "2026-12-01T08:00:00", "2026-13-01T08:00:00Z", "soon"])
+def test_a_deadline_that_names_no_moment_is_told(text: str) -> None:
+    told = f"g.yaml:1: deadline: got '{text}', expected a moment with its offset from UTC, YYYY-MM-DDThh:mm:ssZ"
+    assert error_of(f"deadline: {text}\n{ONE}") == told
+
+
 def test_set_reaches_into_a_named_pipeline() -> None:
     grid = parse(ONE, sets=["augmentation=report_1", "augmentation.rotation=10"])
 
@@ -343,6 +360,11 @@ def test_order_of_keys_spelling_and_defaults_change_no_digest() -> None:
     [
         ("alexnet", "resnet18", "base.model.architecture: 'alexnet' becomes 'resnet18'"),
         ("grid: g", "seeds: 2\ngrid: g", "seeds: 0 becomes 0, 1"),
+        (
+            "grid: g",
+            "deadline: 2026-12-01T08:00:00Z\ngrid: g",
+            "deadline: null becomes 2026-12-01T08:00:00+00:00",
+        ),
         ("[1, 2]", "[1, 3, 4]", "stage one: loses row lr=2"),
         ("[1, 2]", "[1, 3, 4]", "stage one: gains rows lr=3, lr=4"),
         ("[1, 2]", "[2, 1]", "stage one: rows in another order"),

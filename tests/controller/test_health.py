@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 from io import StringIO
 
 import pytest
 
 from controller import health
-from controller.health import Answer, HealthServer, Link, Log, Rounds
+from controller.health import HealthServer, Link, Log, Rounds
 from trainer.failure import SpecError
+from trainer.serving import Answer
 
 
 def test_every_event_is_one_line_with_its_time_and_level() -> None:
@@ -22,6 +24,18 @@ def test_every_event_is_one_line_with_its_time_and_level() -> None:
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z error   failed small: lr/a: .*; hint: a smaller", first)
     assert "\x1b" not in first
     assert second.endswith("Z info    acts on it")
+
+
+def test_as_json_an_event_names_the_grid_that_it_is_about() -> None:
+    stream = StringIO()
+    log = Log(stream, "json")
+    log.grids = {"small"}
+    log.say("failed", "small: lr/a: diverged\nhint: a smaller step")
+    log.write("info", "the store answers again: after 3 s")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {"level": "error", "grid": "small", "message": "failed small: lr/a: diverged; hint: a smaller step"}
+    assert set(second) == {"time", "level", "message"}
 
 
 def test_a_silence_is_told_once_and_so_is_its_end() -> None:

@@ -9,34 +9,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
+from views import GRID, RUN
 
-from controller.live import (
-    PLAIN_SECONDS,
-    GridProgress,
-    Pace,
-    PlainView,
-    RunProgress,
-    TerminalView,
-    grid_words,
-    open_view,
-    render,
-    run_words,
-)
-
-RUN = RunProgress(
-    label="lr/lr=0.1 seed 0",
-    doing="training",
-    num_epochs=30,
-    epochs_done=2.5,
-    train_loss=1.23456,
-    train_accuracy=0.5,
-    validation_loss=1.5,
-    validation_accuracy=0.4,
-    images_per_second=123.4,
-    seconds_left=600,
-)
-GRID = GridProgress(grid="demo", num_done=3, num_waiting=4, num_failed=1, running=(RUN,), later_stages=("test",))
+from controller.live import PLAIN_SECONDS, Pace, PlainView, TerminalView, grid_words, open_view, run_words
+from controller.screen import Screen
 
 
 class Clock:
@@ -47,66 +24,9 @@ class Clock:
         return self.now
 
 
-def drawn(progress: GridProgress, width: int = 120, height: int = 24) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
-    with console.capture() as capture:
-        console.print(render(progress, height, width))
-    return capture.get().splitlines()
-
-
-@pytest.mark.parametrize(
-    ("width", "told", "left_out"),
-    [
-        pytest.param(120, ["━", "loss 1.2", "acc 0.5", "images/s", "10 min left"], [], id="all"),
-        pytest.param(80, ["loss 1.2", "acc 0.5", "10 min left"], ["━", "images/s", "…"], id="bar-and-speed-go-first"),
-        pytest.param(60, ["acc 0.5", "10 min left"], ["loss", "…"], id="then-the-loss"),
-        pytest.param(36, ["lr/lr=0.1", "epoch 3/30"], ["left", "acc"], id="the-epoch-stays"),
-    ],
-)
-def test_a_narrow_terminal_goes_without_columns_and_cuts_none(width: int, told: list[str], left_out: list[str]) -> None:
-    line = drawn(GRID, width=width)[0]
-    assert all(text in line for text in told), line
-    assert not any(text in line for text in left_out), line
-
-
 def test_a_large_loss_stays_short() -> None:
     words = run_words(replace(RUN, train_loss=1.302, validation_loss=372_639.1))
     assert words["loss"] == "loss 1.302/3.7e+05"
-
-
-def test_a_name_cannot_drive_the_terminal() -> None:
-    lines = drawn(replace(GRID, running=(replace(RUN, label="lr/\x1b[2Jrow"),)))
-    assert "\x1b" not in "".join(lines)
-
-
-def many(count: int) -> GridProgress:
-    return replace(GRID, running=tuple(replace(RUN, label=f"lr/row {number}") for number in range(count)))
-
-
-def test_a_run_has_one_line_and_the_grid_another() -> None:
-    line, last = drawn(GRID)
-    assert re.search(r"lr/lr=0\.1 seed 0 .*epoch 3/30.*loss 1\.235/1\.500.*acc 0\.500/0\.400", line)
-    assert re.search(r"123 images/s.*10 min left", line)
-    assert last.strip() == "demo: 3 done, 1 running, 4 waiting, 1 failed, then test"
-
-
-@pytest.mark.parametrize("width", [20, 40, 80, 200])
-def test_lines_fit_any_width(width: int) -> None:
-    lines = drawn(replace(many(3), elsewhere=("lr/x: running on node-1:4711, epoch 3" * 3,)), width=width)
-    assert len(lines) == 5
-    assert all(len(line.rstrip()) <= width for line in lines)
-
-
-@pytest.mark.parametrize("height", [1, 4, 10, 24])
-def test_runs_beyond_the_terminals_height_are_folded(height: int) -> None:
-    lines = drawn(many(100), height=height)
-    shown = sum("lr/row" in line for line in lines)
-    assert len(lines) <= max(height, 3)
-    assert f"… and {100 - shown} more" in "\n".join(lines)
-
-
-def test_many_runs_that_fit_are_all_shown() -> None:
-    assert sum("lr/row" in line for line in drawn(many(20))) == 20
 
 
 @pytest.mark.parametrize("doing", ["starting", "testing", "stopping"])
@@ -138,6 +58,26 @@ def test_plain_lines_are_rare() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 34 // PLAIN_SECONDS
     assert all(line.startswith("note   lr/lr=0.1 seed 0 epoch ") for line in lines)
+
+
+def test_of_many_runs_a_log_tells_in_turns_and_of_few_at_a_time() -> None:
+    stream, clock = io.StringIO(), Clock()
+    view = PlainView(stream, clock)
+    runs = [replace(RUN, label=f"lr/row {number}") for number in range(40)]
+    for second in range(60):
+        clock.now = 100.0 + second
+        view.show(replace(GRID, running=tuple(replace(run, epochs_done=second / 10) for run in runs)))
+    told = [int(number) for number in re.findall(r"lr/row (\d+) ", stream.getvalue())]
+    assert told == list(range(40))
+
+
+def test_a_log_has_a_line_of_the_grid_each_minute() -> None:
+    stream, clock = io.StringIO(), Clock()
+    view = PlainView(stream, clock)
+    for second in range(181):
+        clock.now = 100.0 + second
+        view.show(replace(GRID, running=(), num_done=second))
+    assert re.findall(r"demo: (\d+) done", stream.getvalue()) == ["60", "120", "180"]
 
 
 def test_a_plain_line_is_not_told_twice() -> None:
@@ -180,18 +120,68 @@ def test_what_draws_on_a_terminal_is_loaded_for_one_alone() -> None:
     assert done.stdout == "False\n"
 
 
+def terminal(stream: io.StringIO, width: int = 100, height: int = 24, clock: Clock | None = None) -> TerminalView:
+    console = Console(file=stream, force_terminal=True, width=width, height=height, color_system=None)
+    return TerminalView(console, Screen(), clock or Clock())
+
+
 def test_a_terminal_keeps_what_was_said_and_not_the_lines_in_place() -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=100, height=24, color_system=None)
-    with TerminalView(console) as view:
+    with terminal(stream) as view:
         view.show(GRID)
         view.say("kept", "lr: lr=0.1 [because]")
         view.show(GRID)
     text = stream.getvalue()
     assert "kept   lr: lr=0.1 [because]" in text
-    assert text.count("epoch 3/30") >= 2
-    last = text.rindex("epoch 3/30")
+    assert text.count("3/30") >= 2
+    last = text.rindex("3/30")
     assert "\x1b[2K" in text[last:]  # the lines in place are wiped at the end
+
+
+def test_a_terminal_is_drawn_once_a_second_and_only_where_something_changed() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with terminal(stream, clock=clock) as view:
+        for tick in range(40):
+            clock.now = 100.0 + tick / 4
+            view.show(replace(GRID, num_done=tick))
+        clock.now += 60
+        view.show(replace(GRID, num_done=39))
+        before = len(stream.getvalue())
+        for _ in range(10):
+            clock.now += 1
+            view.show(replace(GRID, num_done=39))
+        assert len(stream.getvalue()) == before
+    drawn = [int(number) for number in re.findall(r"(\d+) done", stream.getvalue())]
+    assert sorted(set(drawn)) == [*range(0, 40, 4), 39]
+
+
+def test_many_things_at_a_time_draw_a_terminal_once() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with terminal(stream, clock=clock) as view:
+        view.show(GRID)
+        for number in range(1000):
+            view.say("start", f"lr/row {number}")
+        assert stream.getvalue().count("3/30") <= 3
+    text = stream.getvalue()
+    assert [int(number) for number in re.findall(r"start  lr/row (\d+)", text)] == list(range(1000))
+    assert text.count("3/30") <= 4
+
+
+@pytest.mark.parametrize("size", [(40, 24), (200, 50), (100, 10)], ids=["narrower", "larger", "lower"])
+def test_a_terminal_of_another_size_is_wiped_and_drawn_at_once(size: tuple[int, int]) -> None:
+    stream = io.StringIO()
+    with terminal(stream) as view:
+        view.show(GRID)
+        view.say("done", "lr/x: validation accuracy 0.5")
+        before = len(stream.getvalue())
+        view.console.size = ConsoleDimensions(*size)
+        view.show(GRID)  # by a clock that stands still
+        again = stream.getvalue()[before:]
+    wiped = again.index("\x1b[H\x1b[2J")
+    assert again.index("done   lr/x") > wiped
+    frame = again[again.rindex("demo  ") :].splitlines()
+    assert all(len(line) <= size[0] for line in frame)
+    assert len(frame) < size[1]
 
 
 def test_the_time_left_follows_the_pace_since_it_was_first_seen() -> None:

@@ -35,7 +35,6 @@ from controller.local import (
     retry,
     run_grid,
     status,
-    time_left,
 )
 from controller.search import Decision, Facts, expand, wanted
 from controller.standing import Choice, Work, chosen_work
@@ -176,6 +175,13 @@ def test_a_killed_run_is_suspected_to_need_memory() -> None:
     assert "out of memory" in str(failure.hint)
 
 
+def test_an_end_is_told_by_the_last_line_that_warns_without_its_time() -> None:
+    stamp = "2026-11-23T08:00:00.000Z"
+    tail = [f"{stamp} info    begins", f"{stamp} error   no bucket", "hint: make one", f"{stamp} info    epoch 1 of 2"]
+    assert end_text(69, None, tail) == "ended with exit code 69: no bucket"
+    assert unrecorded_failure(Work("a-1", False), None, 65, tail[:2], NOW).message == "no bucket"
+
+
 def test_what_the_trainer_recorded_is_the_failure() -> None:
     recorded = Failure(run="a-1", attempt="0003-x", exit_code=71, reason="device", message="broken", final=False)
     failure = crash_failure(Work("a-1", False), "0003-x", 71, recorded, [], NOW)
@@ -221,14 +227,6 @@ def test_an_exit_is_told_in_words() -> None:
     assert show_exit(1) == "ended with exit code 1"
     assert show_exit(139) == "ended by SIGSEGV"
     assert show_exit(255) == "ended with exit code 255"
-
-
-def test_the_time_left_counts_what_waits() -> None:
-    running = [RunProgress("a", "training", 3, seconds_left=10.0), RunProgress("b", "training", 3, seconds_left=30.0)]
-    assert time_left(running, 4, []) is None
-    assert time_left(running, 0, []) == 30.0
-    assert time_left(running, 4, [50.0]) == (10 + 30 + 4 * 50) / 2
-    assert time_left([], 0, [50.0]) is None
 
 
 # --- real runs

@@ -38,6 +38,7 @@ from trainer.failure import TERMINATION_LOG, SpecError
 from trainer.identity import ID_DIGITS, NAME_LIMIT, read_spec, run_id, with_seed, write_spec
 from trainer.spec import ExperimentSpec
 from trainer.store import STORE_PATIENCE_SECONDS
+from trainer.telemetry import asked_port
 
 GOLDEN = Path(__file__).parent / "golden" / "jobs"
 WORK = Work("alexnet-0123456789ab", is_test=False)
@@ -211,6 +212,24 @@ def test_a_spec_too_large_for_a_job_is_refused() -> None:
         JobTemplate(settings_of(), STORE).job(WORK, 0, "x" * (SPEC_LIMIT + 1), {})
 
 
+@pytest.mark.parametrize(
+    ("settings", "work", "port"),
+    [
+        (settings_of(), WORK, 9100),
+        (settings_of("telemetry: {port: 9200}"), WORK, 9200),
+        (settings_of("telemetry: {enabled: false}"), WORK, None),
+        (settings_of(), TEST, None),
+    ],
+    ids=["default", "another-port", "off", "a-test"],
+)
+def test_a_training_listens_on_the_port_that_its_container_names(
+    settings: Settings, work: Work, port: int | None
+) -> None:
+    job = made(settings, work)
+    assert asked_port(environment_of(job)) == port
+    assert trainer_of(job).get("ports", []) == ([] if port is None else [{"name": "telemetry", "containerPort": port}])
+
+
 def test_failure_rules_are_in_the_order_that_matters() -> None:
     told = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in FAILURE_RULES]
     assert told == [("FailJob", [64, 65, 70]), ("Ignore", [75, 143]), ("Ignore", None)]
@@ -340,6 +359,11 @@ def test_a_pod_without_a_gpu_is_given_none() -> None:
     assert "NVIDIA_VISIBLE_DEVICES" not in environment_of(made(settings_of("gpu: {}")))
 
 
+def test_a_run_writes_its_event_file_unless_the_settings_say_no() -> None:
+    assert "GRID_TENSORBOARD" not in environment_of(made(settings_of()))
+    assert environment_of(made(settings_of("tensorboard: false")))["GRID_TENSORBOARD"] == "off"
+
+
 def test_the_number_of_threads_is_the_same_on_every_node() -> None:
     job = made(settings_of("resources: {requests: {cpu: 2500m}}"))
     assert environment_of(job)["OMP_NUM_THREADS"] == "2"
@@ -382,7 +406,8 @@ def test_lists_are_merged_as_the_api_merges_them() -> None:
     """The API's own types say by which key: k8s.io/api/core/v1, `patchMergeKey`, seen in v0.35.4."""
     ports = {"ports": [{"containerPort": 9090, "name": "metrics"}]}
     text = f"pod_template_patch: {json.dumps({'spec': {'containers': [{'name': 'trainer', **ports}]}})}\n"
-    assert trainer_of(made(settings_of(text)))["ports"] == ports["ports"]
+    own = {"name": "telemetry", "containerPort": 9100}
+    assert trainer_of(made(settings_of(text)))["ports"] == [own, *ports["ports"]]
     assert "tolerations" not in MERGE_KEYS
     taints = [{"key": "spot", "operator": "Exists"}]
     text = f"pod_template_patch: {json.dumps({'spec': {'tolerations': taints}})}\n"

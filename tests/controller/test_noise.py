@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import subprocess
@@ -17,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import stdtrit
 from scipy.stats import bootstrap, ttest_rel
 
-from controller.noise import Answers, best_rows, compare, compare_tests, read_answers
-from trainer.failure import DataError
+from controller.noise import Answers, answers_of, best_rows, compare, compare_tests
+from controller.predicted import Predictions
 
 # Student 1908, "The probable error of a mean": hours of sleep that ten patients gained by one drug and by another
 ONE_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -318,23 +317,10 @@ def _share_below(limit: float) -> float:
 TRUE_DIFFERENCE = _share_below(0.5) - _share_below(0.6)
 
 
-def test_stored_predictions_are_read_and_broken_ones_are_told() -> None:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, index=[3, 4], label=[1, 0], logits=np.array([[0.0, 2.0], [0.0, 1.0]], np.float32))
-    read = read_answers("runs/a/test/predictions.npz", stream.getvalue())
-    assert (read.index.tolist(), read.label.tolist(), read.right.tolist()) == ([3, 4], [1, 0], [True, False])
-
-    stream = io.BytesIO()
-    np.savez_compressed(stream, index=[3], label=[1, 0], logits=np.zeros((2, 2)))
-    for data in (b"", b"PK\x03\x04 nothing", stream.getvalue(), _saved(label=[1])):
-        with pytest.raises(DataError, match=r"^runs/a/test/predictions.npz: got \d+ bytes that are no predictions"):
-            read_answers("runs/a/test/predictions.npz", data)
-
-
-def _saved(**arrays: object) -> bytes:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
+def test_an_answer_is_the_class_with_the_largest_logit() -> None:
+    logits_NK = np.array([[0.0, 2.0], [0.0, 1.0]], np.float32)
+    found = answers_of(Predictions(np.array([3, 4]), np.array([1, 0]), logits_NK))
+    assert (found.index.tolist(), found.label.tolist(), found.right.tolist()) == ([3, 4], [1, 0], [True, False])
 
 
 def test_a_table_that_needs_no_comparison_loads_no_library_for_it() -> None:

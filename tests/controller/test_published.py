@@ -53,8 +53,8 @@ TEST = """\
 ALL = RATE + FIGURES + GAMMA + TEST
 
 
-def parse(stages: str) -> Grid:
-    return parse_grid(f"{HEAD}stages:\n{stages}", "g.yaml")
+def parse(stages: str, *sets: str) -> Grid:
+    return parse_grid(f"{HEAD}stages:\n{stages}", "g.yaml", sets)
 
 
 def table_of(grid: Grid, losses: dict[str, float]) -> Table:
@@ -96,6 +96,26 @@ def test_figures_of_other_values_are_left_out_and_it_says_so() -> None:
     assert wrong.remarks[-1] == (
         "published: none for gamma=0.5, gamma=0.25: the figures are of optimizer.lr 1, here it is 0.1"
     )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        pytest.param("epochs=3", ("from a course; figures of the grid without --set epochs=3",), id="other numbers"),
+        pytest.param("data.name=x", ("from a course; figures of the grid without --set data.name=x",), id="data"),
+        pytest.param("model.architecture=alexnet", ("from a course",), id="what it was"),
+        pytest.param("checkpoint.keep=all", ("from a course",), id="no number"),
+        pytest.param("max_failed=3", ("from a course",), id="the grid's own"),
+    ],
+)
+def test_what_the_command_line_sets_is_told_beside_figures_that_are_not_of_it(
+    assignment: str, told: tuple[str, ...]
+) -> None:
+    grid = parse(RATE + FIGURES, assignment)
+    found = comparison(grid, expand(grid, {}, FACTS))
+
+    assert found.remarks == {"rate": told}
+    assert [row for _, row in found.figures] == ["lr=0.1"]
 
 
 def test_a_test_stage_shows_the_figures_of_the_rows_that_it_tests() -> None:

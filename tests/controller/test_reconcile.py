@@ -744,6 +744,12 @@ def test_the_last_lines_of_a_pod_are_kept_where_it_left_no_record() -> None:
     assert found.log_tail == ["first", "last \N{REPLACEMENT CHARACTER}[31mwords"]
 
 
+def test_the_last_lines_of_a_pod_that_wrote_json_are_kept_for_people() -> None:
+    said = '{"time": "2026-11-23T08:00:00.000Z", "level": "info", "run": "a", "message": "epoch 1 of 2"}'
+    found = failure_of_pod(A, ended(), failed_pod(137, termination_message=f'ch 0"}}\n{said}\nKilled'), NOW)
+    assert found.log_tail == ["2026-11-23T08:00:00.000Z info    epoch 1 of 2", "Killed"]
+
+
 def test_a_job_beyond_its_deadline_failed_for_that() -> None:
     over = job(failed_since=NOW, failed_reason="DeadlineExceeded", failed_message="it was active too long")
     found = failure_of_pod(A, over, failed_pod(75), NOW)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from reports import ATTACK, CLASSES, SCRIPT, gathered, new_store, shown_store
 
 from controller.cli import main
 from controller.grid import Grid
+from controller.predicted import Predictions
 from controller.report import story
 from controller.report.columns import shown_tables
 from controller.report.files import figure_files
 from controller.report.gather import Gathered
 from controller.report.page import page
-from controller.report.tested import MISTAKES_SHOWN, Predictions, mistakes, read_predictions, scores
+from controller.report.tested import MISTAKES_SHOWN, mistakes, read_predictions, scores
 from controller.report.text import to_latex, to_markdown
 from trainer.failure import DataError
 from trainer.store import FileStore
@@ -96,10 +99,11 @@ def test_mistakes_are_bounded_in_number() -> None:
     assert len(mistakes(predictions([0] * 99, [1] * 99))) == MISTAKES_SHOWN
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\3\4", b"\x93NUMPY"], ids=["nothing", "a torn archive", "no archive"])
-def test_what_is_no_predictions_is_an_error_with_its_key(file_store: FileStore, data: bytes) -> None:
-    file_store.put("runs/r/test/predictions.npz", data)
-    with pytest.raises(DataError, match=r"runs/r/test/predictions\.npz"):
+def test_predictions_of_other_classes_are_an_error_with_their_key(file_store: FileStore) -> None:
+    out = io.BytesIO()
+    np.savez_compressed(out, index=[0], label=[1], logits=np.zeros((1, 2)))
+    file_store.put("runs/r/test/predictions.npz", out.getvalue())
+    with pytest.raises(DataError, match=r"runs/r/test/predictions\.npz: got answers of 2 classes, expected 3"):
         read_predictions(file_store, "runs/r/test/predictions.npz", 3)
 
 
@@ -272,6 +276,16 @@ def test_latex_has_a_table_for_each_stage_and_escapes_what_is_special(shown: Gat
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     heads = {line.count(" & ") for line in rows if line.strip().startswith("experiment")}
     assert {line.replace(r"\&", "").count(" & ") for line in rows} == heads
+
+
+def test_latex_takes_no_name_for_an_argument_of_the_row_before_it(shown: Gathered) -> None:
+    first = shown.table.stages[0]
+    rows = tuple(replace(row, experiment=name) for row, name in zip(first.rows, ("[a]", "*", "c"), strict=True))
+    text = to_latex(replace(shown, table=replace(shown.table, stages=(replace(first, rows=rows),))))
+    assert [line.split(" & ")[0].strip() for line in text.splitlines() if "{[}" in line or "{*}" in line] == [
+        "{[}a]",
+        r"\textbf{{*}}",
+    ]
 
 
 # The command

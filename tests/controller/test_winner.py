@@ -23,7 +23,7 @@ from torchvision.models import get_model
 from controller.cli import main
 from controller.commands.winner import complete_run
 from controller.export import arguments
-from controller.predictions import csv_head, csv_row
+from controller.predictions import as_record, csv_head, csv_row
 from controller.run_records import find_run
 from trainer.__main__ import main as train
 from trainer.answers import Answer
@@ -232,6 +232,25 @@ def test_rows_have_as_many_cells_as_their_head_and_no_formulas() -> None:
     assert csv_row(answer, 3) == ["'-1.png", "'@a", "0.750000", "b", "0.250000", "", "", ""]
     assert csv_row(Answer(file="a", error="empty file: 0 bytes"), 2)[1:] == ["", "", "", "", "empty file: 0 bytes"]
     assert all(len(csv_head(top)) == len(csv_row(answer, top)) for top in (1, 2, 3, 9))
+
+
+def test_a_record_has_every_class_with_its_probability_or_the_reason() -> None:
+    answer = Answer(file="-1.png", classes=(("@a", 0.75), ("b", 0.25)))
+    classes = [{"class": "@a", "probability": 0.75}, {"class": "b", "probability": 0.25}]
+    assert as_record(answer) == {"file": "-1.png", "classes": classes, "error": None}
+    assert as_record(Answer(file="a", error="empty")) == {"file": "a", "classes": [], "error": "empty"}
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_json_with_the_file_that_could_not_be_read(trained: Trained, here: Path) -> None:
+    shutil.copytree(trained.originals / "class0", here / "few")
+    (here / "few" / "broken.png").write_bytes(b"nothing")
+    ended = call("predict", trained.fast, "few", "--json", expected=65)
+    told = {each["file"]: each for each in json.loads(ended.stdout)}
+    assert len(told) == 10
+    assert told["broken.png"]["classes"] == []
+    assert told["broken.png"]["error"].startswith("not an image")
+    assert all(len(each["classes"]) == 1 for name, each in told.items() if name != "broken.png")
 
 
 @pytest.mark.parametrize(

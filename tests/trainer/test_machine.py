@@ -14,6 +14,7 @@ from trainer.machine import (
     available_memory,
     available_processors,
     available_threads,
+    memory_limit,
     parse_gpu_list,
     peak_memory,
     visible_gpus,
@@ -101,6 +102,24 @@ def test_available_memory_is_what_the_control_group_leaves(
         (path.parent / "memory.stat").touch()
         (path.parent / "b").mkdir(exist_ok=True)
     assert available_memory(tmp_path / "cgroup", tmp_path / "own") == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((None, "max"), None), ((None, 3 << 20), 3 << 20), ((2 << 20, 3 << 20), 2 << 20), ((1 << 62, "max"), None)],
+    ids=["none", "inner", "outer", "beyond-the-machine"],
+)
+def test_the_memory_limit_is_the_least_of_the_control_groups(
+    tmp_path: Path, limits: tuple[object, object], expected: int | None
+) -> None:
+    (tmp_path / "own").write_text("0::/a/b\n")
+    for folder, limit in zip(("a", "a/b"), limits, strict=True):
+        group = tmp_path / "cgroup" / folder
+        group.mkdir(parents=True)
+        for name, value in (("memory.max", limit), ("memory.current", 0), ("memory.stat", "inactive_file 0")):
+            if limit is not None:
+                (group / name).write_text(f"{value}\n")
+    assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == expected
 
 
 def test_available_memory_without_control_groups_is_the_machines(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pictures import import_pictures, put_run
 
-from controller.knowledge import read_metrics
 from trainer.__main__ import main
 from trainer.failure import ExitCode
+from trainer.history import read_metrics
 from trainer.run import RECIPE
 from trainer.stop import StopSignal
 from trainer.store import FileStore

@@ -13,14 +13,15 @@ import pytest
 from pictures import import_pictures, put_run, tiny_run
 from stores import BUCKET, FlakyServer, Place
 
-from controller.knowledge import read_metrics
 from trainer.__main__ import main
 from trainer.cache import Cache
 from trainer.checkpoint import Checkpoint
 from trainer.dataset import PARTS, DatasetIndex
 from trainer.failure import ExitCode, Failure
+from trainer.history import read_metrics
 from trainer.identity import run_id, write_spec
 from trainer.lease import run_lock
+from trainer.logs import read_line
 from trainer.part import open_part
 from trainer.result import PASSING, Result, TestResult
 from trainer.stop import StopSignal
@@ -521,9 +522,9 @@ def test_an_attempt_says_first_of_all_where_the_run_begins_or_goes_on(data: tupl
     events: list[dict[str, Any]] = []
     for stop in (StopAfter(12), StopSignal()):
         main([run, "--store", store.uri], emit=events.append, stop=stop)
-    first, second = (log_of(store, run, number)[0] for number in (1, 2))
-    assert re.fullmatch(r".* INFO attempt 0001-\w+ begins the run: 3 epochs", first)
-    goes_on = r".* INFO attempt 0002-\w+ goes on in epoch 2 of 3, after \d steps of it, "
+    first, second = (read_line(log_of(store, run, number)[0]).message for number in (1, 2))
+    assert re.fullmatch(r"attempt 0001-\w+ begins the run: 3 epochs", first)
+    goes_on = r"attempt 0002-\w+ goes on in epoch 2 of 3, after \d steps of it, "
     assert re.fullmatch(goes_on + r"from the checkpoint of attempt 0001-\w+", second)
     (resumed,) = [event for event in events if event["event"] == "resumed"]
     assert resumed["epoch"] == 1

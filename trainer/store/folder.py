@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 from trainer.failure import StoreError
 from trainer.lock import locked
-from trainer.store.interface import MIB, Conflict, Entry, NotFound, check_key, check_prefix
+from trainer.store.interface import MIB, Conflict, Entry, NotFound, Request, check_key, check_prefix
 
 T = TypeVar("T")
 
@@ -83,10 +83,12 @@ class FileStore:
     """A store in a folder. The folder is made by the first write; the one above it must exist.
 
     Objects appear by rename or link, after their bytes have reached the disk; conditional writes hold among all
-    processes whose kernel shares flock (one host, or NFS 4).
+    processes whose kernel shares flock (one host, or NFS 4). `on_request` is called after each read, write, deletion
+    and folder listed, in whichever thread asked.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, on_request: Callable[[Request], None] | None = None) -> None:
+        self._on_request = on_request
         with file_errors("opening the store", root):  # a relative one, where the working folder was removed
             self.root = root.resolve()
         self.uri = self.root.as_uri()
@@ -104,7 +106,27 @@ class FileStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    @contextmanager
+    def _request(self, operation: str, path: Path) -> Iterator[None]:
+        """As `file_errors`; and whoever counts requests is told."""
+        begun, fault = time.monotonic(), None
+        try:
+            with file_errors(operation, path):
+                yield
+        except StoreError:
+            fault = "refused"
+            raise
+        finally:
+            if self._on_request is not None:
+                self._on_request(Request(operation, time.monotonic() - begun, fault))
+
     def _read(self, key: str) -> tuple[bytes, os.stat_result]:
+        if self._on_request is None:  # many small files are read in a row: no frame that nobody needs
+            return self._read_file(key)
+        with self._request("reading", self.root):
+            return self._read_file(key)
+
+    def _read_file(self, key: str) -> tuple[bytes, os.stat_result]:
         path = f"{self.root}/{check_key(key)}"  # a pathlib path would take longer to make than the file to read
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - for the same reason
@@ -130,7 +152,7 @@ class FileStore:
     def open(self, key: str) -> io.BufferedReader:
         """The object's content as a stream; it stays the content of this moment whatever is written later."""
         path = self._path(key)
-        with file_errors("reading", path):
+        with self._request("reading", path):
             try:
                 return path.open("rb")
             except ABSENT_ERRORS:
@@ -177,7 +199,7 @@ class FileStore:
                 raise Conflict(f"{key}: got version {found}, expected {version}")
             return self._publish(temporary, target)
 
-        return self._write(key, lambda file: _write_all(file, data), publish)
+        return self._write(key, lambda file: _write_all(file, data), publish, operation="replacing")
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose key starts with `prefix`, in key order; a folder that is not there holds none."""
@@ -187,7 +209,7 @@ class FileStore:
     def _walk(self, folder: Path, key_start: str, name_start: str = "") -> Iterator[Entry]:
         found: dict[str, os.stat_result | None] = {}
         with (
-            file_errors("listing", folder),
+            self._request("listing", folder),
             suppress(FileNotFoundError, NotADirectoryError),
             os.scandir(folder) as items,
         ):
@@ -208,7 +230,7 @@ class FileStore:
     def delete(self, key: str) -> None:
         """Remove the object, and the folders it leaves empty; none being there is no error."""
         path = self._path(key)
-        with file_errors("deleting", path):
+        with self._request("deleting", path):
             with self._locked(key), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
             for folder in path.parents:
@@ -248,10 +270,17 @@ class FileStore:
                             num_removed += 1
         return num_removed
 
-    def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[Path, Path], T]) -> T:
+    def _write(
+        self,
+        key: str,
+        fill: Callable[[BinaryIO], object],
+        publish: Callable[[Path, Path], T],
+        *,
+        operation: str = "writing",
+    ) -> T:
         """What `publish` returns, after the bytes that `fill` wrote are on the disk under a hidden name."""
         target = self._path(key)
-        with file_errors("writing", target):
+        with self._request(operation, target):
             descriptor, temporary = self._new_temporary(target.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:

@@ -39,6 +39,15 @@ class Retry:
     error: str
 
 
+@dataclass(frozen=True)
+class Request:
+    """A request that was answered, or came to nothing."""
+
+    operation: str  # as a Retry has it
+    seconds: float  # until the answer, or until it was clear that none comes
+    fault: str | None  # a Retry's kind, or refused where it cannot pass; none: answered, be it that there is no object
+
+
 class NotFound(KeyError):
     """There is no object under that key. What it means is the caller's to say."""
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from trainer.failure import SpecError, StoreError
+from trainer.failure import SpecError, StoreAway, StoreError
 from trainer.machine import cache_folder
 from trainer.store.folder import file_errors
-from trainer.store.interface import KEY, MIB, Conflict, Entry, NotFound, Retry, check_key, check_prefix
+from trainer.store.interface import KEY, MIB, Conflict, Entry, NotFound, Request, Retry, check_key, check_prefix
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -121,6 +121,7 @@ class S3Store:
         part_bytes: int = 16 * MIB,
         page_keys: int = 1000,
         on_retry: Callable[[Retry], None] | None = None,
+        on_request: Callable[[Request], None] | None = None,
     ) -> None:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix.rstrip("/")
@@ -142,6 +143,7 @@ class S3Store:
         self.retries: Counter[str] = Counter()
         self._prefix = f"{prefix}/" if prefix else ""
         self._on_retry = on_retry
+        self._on_request = on_request
         self._lock = threading.Lock()
         self._probe_lock = threading.Lock()
         self._conditional: bool | None = None
@@ -399,22 +401,32 @@ class S3Store:
         tries = 0
         while True:
             tries += 1
+            begun = time.monotonic()
             try:
                 answer = send()
             except self._faults as error:
+                seconds = time.monotonic() - begun
                 try:
                     self._judge(operation, key, error)
                 except _Passing as passing:
+                    self._tell(operation, seconds, passing.kind)
                     fault, cause = passing, error
+                except (NotFound, Conflict):
+                    self._tell(operation, seconds)
+                    raise
+                except StoreError:
+                    self._tell(operation, seconds, "refused")
+                    raise
             else:
                 self._reached = True
+                self._tell(operation, time.monotonic() - begun)
                 return answer
             longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(tries - 1, 30))
             delay = max(random.uniform(0, longest), min(fault.after, LONGEST_DELAY))
             limit = min(self.patience_seconds if patience is None else patience, fault.patience)
             waited = time.monotonic() - started
             if waited + delay > limit:
-                raise StoreError(
+                raise StoreAway(
                     f"{self.uri}: {operation} {key!r} failed {tries} times in {waited:.0f} s: got {_told(cause)}, "
                     f"expected an answer from {self.endpoint}",
                     hint=f"is the server up? {ENDPOINT}" if fault.kind == "connection" else "try again later",
@@ -424,6 +436,10 @@ class S3Store:
             if self._on_retry is not None:
                 self._on_retry(Retry(operation, key, fault.kind, tries, delay, _told(cause)))
             time.sleep(delay)
+
+    def _tell(self, operation: str, seconds: float, fault: str | None = None) -> None:
+        if self._on_request is not None:
+            self._on_request(Request(operation, seconds, fault))
 
     def _judge(self, operation: str, key: str, error: Exception) -> None:
         """Raises what `error` means: NotFound, Conflict, _Passing or StoreError."""

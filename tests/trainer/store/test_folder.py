@@ -17,13 +17,41 @@ import pytest
 from stores import keys_of
 
 from trainer.failure import StoreError
-from trainer.store import Conflict, FileStore, NotFound
+from trainer.store import Conflict, FileStore, NotFound, Request
 
 
 def test_a_store_that_was_never_written_to_is_empty(file_store: FileStore):
     assert keys_of(file_store) == []
     with pytest.raises(NotFound):
         file_store.get("a")
+
+
+def test_each_request_is_told_with_what_came_of_it(tmp_path: Path):
+    told: list[Request] = []
+    store = FileStore(tmp_path / "store", on_request=told.append)
+    store.put("a/b", b"x")
+    store.replace("a/b", b"y", store.get_versioned("a/b")[1])
+    assert keys_of(store) == ["a/b"]
+    with pytest.raises(NotFound):
+        store.get("none")
+    with store.open("a/b") as stream:
+        assert stream.read() == b"y"
+    store.delete("a/b")
+    (tmp_path / "store" / "c").write_bytes(b"")
+    with pytest.raises(StoreError):
+        store.put("c/d", b"x")
+    assert [(each.operation, each.fault) for each in told] == [
+        ("writing", None),
+        ("reading", None),
+        ("replacing", None),
+        ("listing", None),
+        ("listing", None),
+        ("reading", None),
+        ("reading", None),
+        ("deleting", None),
+        ("writing", "refused"),
+    ]
+    assert min(each.seconds for each in told) >= 0
 
 
 def test_a_folder_below_one_that_was_removed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

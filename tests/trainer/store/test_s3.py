@@ -25,7 +25,7 @@ from stores import (
 )
 
 from trainer.failure import StoreError
-from trainer.store import Conflict, NotFound, Retry, S3Store
+from trainer.store import Conflict, NotFound, Request, Retry, S3Store
 
 MIB = 1 << 20
 
@@ -191,6 +191,32 @@ def test_whoever_is_told_of_a_retry_may_end_it(flaky: FlakyServer):
     assert [(retry.operation, retry.key, retry.kind, retry.tries) for retry in told] == [
         ("reading", "a", "throttled", 1),
         ("reading", "a", "throttled", 2),
+    ]
+
+
+@pytest.mark.server
+def test_each_request_is_told_with_what_came_of_it(flaky: FlakyServer):
+    told: list[Request] = []
+    store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}", on_request=told.append)
+    assert store.is_conditional()
+    told.clear()
+    flaky.faults = [("GET", "slow-down"), ("GET", "reset")]
+    version = store.create("a", b"x")
+    assert store.get("a") == b"x"
+    with pytest.raises(NotFound):
+        store.get("none")
+    with pytest.raises(Conflict):
+        store.replace("a", b"y", f"{version}-not")
+    with pytest.raises(StoreError):
+        S3Store("s3://no-such-bucket/x", on_request=told.append).put("a", b"x")
+    assert [(each.operation, each.fault) for each in told] == [
+        ("writing", None),
+        ("reading", "throttled"),
+        ("reading", "connection"),
+        ("reading", None),
+        ("reading", None),
+        ("replacing", None),
+        ("writing", "refused"),
     ]
 
 
