@@ -13,7 +13,7 @@ from controller.knowledge import read_failures, read_leases, read_numbers, read_
 from controller.wording import elided, plain
 from trainer.failure import Failure
 from trainer.history import PROVENANCE
-from trainer.lease import EXPIRY_SECONDS, LeaseRecord
+from trainer.lease import EXPIRY_SECONDS, LeaseRecord, attempt_number
 from trainer.logs import Line, human_lines, read_lines, stamp
 from trainer.result import Provenance, ResultNumbers, TestResult, parse_record
 from trainer.store import Entry, NotFound, Store
@@ -58,7 +58,7 @@ class AttemptLog:
     @property
     def number(self) -> int | None:
         """Which attempt at the run it is, from 1."""
-        return None if self.name is None else int(self.name.partition("-")[0])
+        return None if self.name is None else attempt_number(self.name)
 
     @property
     def title(self) -> str:
@@ -149,8 +149,8 @@ def _is_wanted(key: str, only: int | None) -> bool:
 
 
 def _number(attempt: str) -> int | None:
-    number = attempt.partition("-")[0]
-    return int(number) if number.isdecimal() else None
+    """The number of an attempt; none of what is no attempt's name."""
+    return attempt_number(attempt) if attempt.partition("-")[0].isdecimal() else None
 
 
 def _lines(data: bytes | None) -> list[Line]:
@@ -213,7 +213,7 @@ def _matched(
     """The pods by the attempt that each is, and those that are none yet."""
     attempts = {host: attempt for attempt, host in hosts.items()}
     if lease is not None:
-        attempts.setdefault(lease.holder.rpartition(":")[0], lease.attempt)
+        attempts.setdefault(lease.node, lease.attempt)
     by_attempt, nameless = {}, []
     for each in pods:
         name = each.attempt or attempts.get(each.pod.name)
@@ -264,8 +264,7 @@ class _Facts:
 
     def holder(self, attempt: str) -> str | None:
         """The host of the newest attempt, while nothing else says it."""
-        is_its = self.lease is not None and self.lease.attempt == attempt
-        return self.lease.holder.rpartition(":")[0] if self.lease is not None and is_its else None
+        return self.lease.node if self.lease is not None and self.lease.attempt == attempt else None
 
     def end(
         self,

@@ -328,10 +328,11 @@ def _pair(name: str, train: float | None, validation: float | None) -> str:
     """A number in training, then on the validation part."""
     if train is None:
         return ""
-    return f"{name} {_number(train)}" + ("" if validation is None else f"/{_number(validation)}")
+    return f"{name} {number_text(train)}" + ("" if validation is None else f"/{number_text(validation)}")
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A loss or an accuracy; one that has left all bounds by its power of ten."""
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum, isnan
-from statistics import stdev
 
 from controller.grid import Grid
 from controller.live import GridProgress, RowProgress, RunProgress, StageProgress
 from controller.observe import Sight
 from controller.search import Experiment, StageExpansion
-from controller.stages import KeepBest, Stage, TestBest
+from controller.stages import Stage
 from controller.standing import Known, Work, failure_text, run_state
-from trainer.spec import lower_is_better
+from controller.table import best_of, compared_metric, mean_and_std
 
 FAILED_SHOWN = 100  # failures that anything is made of: no terminal has room for more
 UNTOLD = (None, "never started", "trained, not tested yet")  # waits that say nothing which the counts do not
@@ -167,30 +165,15 @@ def _depth(grid: Grid, stage: Stage) -> int:
 
 def _rows(stage: Stage, seen: StageExpansion, known: Known) -> tuple[RowProgress, ...]:
     """What the stage's rows have come to; the best is that of the table."""
-    metric = _metric(stage, seen)
-    sign = 1 if lower_is_better(metric) else -1
+    metric = compared_metric(seen, stage.rule_metric)
     means = [
-        sign * _mean([getattr(known.results[run.id], metric) for run in each.runs])
+        mean_and_std([getattr(known.results[run.id], metric) for run in each.runs])[0]
         if all(known.is_done(Work(run.id, seen.is_test)) and run.id in known.results for run in each.runs)
         else None
         for each in seen.experiments
     ]
-    lowest = min((mean for mean in means if mean is not None and not isnan(mean)), default=None)
-    return tuple(
-        _row(each, seen, known, is_best=mean is not None and mean == lowest)
-        for each, mean in zip(seen.experiments, means, strict=True)
-    )
-
-
-def _metric(stage: Stage, seen: StageExpansion) -> str:
-    """The validation metric that compares the stage's rows."""
-    if isinstance(stage.keep, KeepBest):
-        return stage.keep.best
-    if isinstance(stage.test, TestBest) and stage.test.by:
-        return stage.test.by
-    if seen.decision is not None and seen.decision.metric is not None:
-        return seen.decision.metric
-    return seen.experiments[0].spec.best.metric if seen.experiments else "validation_loss"
+    best = best_of(means, metric)
+    return tuple(_row(each, seen, known, is_best=index in best) for index, each in enumerate(seen.experiments))
 
 
 def _row(row: Experiment, stage: StageExpansion, known: Known, *, is_best: bool) -> RowProgress:
@@ -200,21 +183,17 @@ def _row(row: Experiment, stage: StageExpansion, known: Known, *, is_best: bool)
     else:
         results = [known.results[run.id] for run in row.runs if run.id in known.results]
         numbers = [(each.validation_accuracy, each.validation_loss) for each in results]
-    accuracies = [accuracy for accuracy, _ in numbers]
+    accuracy, spread = mean_and_std([each for each, _ in numbers]) if numbers else (None, None)
     return RowProgress(
         name=row.name,
         num_done=len(numbers),
         num_seeds=len(row.runs),
-        accuracy=_mean(accuracies) if numbers else None,
-        spread=stdev(accuracies) if len(numbers) > 1 else None,
-        loss=_mean([loss for _, loss in numbers]) if numbers else None,
+        accuracy=accuracy,
+        spread=spread,
+        loss=mean_and_std([each for _, each in numbers])[0] if numbers else None,
         is_best=is_best,
         is_kept=not stage.is_test and row.name in stage.kept,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fsum(values) / len(values)
 
 
 def _waits(

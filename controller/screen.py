@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from controller.live import GridProgress, RowProgress, RunProgress, StageProgress, run_words
+from controller.live import GridProgress, RowProgress, RunProgress, StageProgress, number_text, run_words
 from controller.wording import count_text, plain, seconds_text
 
 T = TypeVar("T")
@@ -283,7 +283,10 @@ class Screen:
 
     def _stage_table(self, stage: StageProgress, room: int, width: int) -> list[Text]:
         rows = _chosen(stage.rows, room - 1, lambda row: (row.is_best, row.is_kept, row.accuracy or -1.0))
-        numbers = [(self._accuracy(row), _number(row.loss), f"{row.num_done}/{row.num_seeds}") for row in rows]
+        numbers = [
+            (self._accuracy(row), "" if row.loss is None else number_text(row.loss), f"{row.num_done}/{row.num_seeds}")
+            for row in rows
+        ]
         heads = ("test accuracy" if stage.is_test else "val accuracy", "loss", "seeds")
         widths = [max(map(len, column)) for column in zip(heads, *numbers, strict=True)]
         if 30 + sum(widths) > width:
@@ -433,12 +436,6 @@ def _with_numbers(stages: Sequence[StageProgress]) -> list[StageProgress]:
 def _of(stage: StageProgress) -> str:
     """How many of how many; nothing where that is not known."""
     return f"{stage.num_done:,}/{stage.num_runs:,}" if stage.num_runs else ""
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def apportioned(counts: Sequence[int], width: int) -> list[int]:

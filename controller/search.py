@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from controller.grid import Grid
 from controller.rows import Candidate, assign, matches
-from controller.stages import BASE, KeepBest, KeepThis, Stage, TestBest, TestThese
+from controller.stages import BASE, KeepThis, Stage, TestBest, TestThese
 from trainer.document import MAX_ERRORS, Path, Problem, problems_of, show_value, spec_error
 from trainer.failure import DataError, SpecError
 from trainer.identity import Identifier, with_seed
@@ -504,7 +504,7 @@ def _kept_names(
     _check_rows(stage.name, experiments, decision)
     if pinned is not None and decision.kept != (pinned,):
         raise DecisionMismatch(stage.name, f"kept {_quoted(decision.kept)}, but the grid pins {pinned!r}")
-    rule = stage.keep.best if isinstance(stage.keep, KeepBest) else None
+    rule = stage.rule_metric
     if decision.metric != rule:
         raise DecisionMismatch(stage.name, f"went by {_rule(decision.metric)}, but the grid goes by {_rule(rule)}")
     return decision.kept
@@ -548,7 +548,7 @@ def _expand_test(
         _check_rows(stage.name, choice, decision)
         if names and set(decision.kept) != set(names):
             raise DecisionMismatch(stage.name, f"kept {_quoted(decision.kept)}, but the grid pins {_quoted(names)}")
-        rule = stage.test.by if isinstance(stage.test, TestBest) else None
+        rule = stage.rule_metric
         if decision.metric != rule:
             raise DecisionMismatch(stage.name, f"went by {_rule(decision.metric)}, but the grid goes by {_rule(rule)}")
         names = decision.kept

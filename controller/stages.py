@@ -218,6 +218,13 @@ class Stage(Frozen):
     )
     published: Published | None = Field(default=None, description="figures to compare with")
 
+    @property
+    def rule_metric(self) -> str | None:
+        """The validation metric by which its rule keeps or tests rows; none where it names them."""
+        if self.test is not None:
+            return self.test.by if isinstance(self.test, TestBest) else None
+        return self.keep.best if isinstance(self.keep, KeepBest) else None
+
 
 class Form(Frozen):
     """A named variant of a grid, `<grid>.<form>`: some values others, all else the same."""

@@ -233,7 +233,7 @@ def build_table(
     stages = []
     notes = _Notes()
     for stage in expansion.stages:
-        metric = _metric(stage, metrics or {})
+        metric = compared_metric(stage, (metrics or {}).get(stage.name))
         rows = [_row(experiment, stage.is_test, known, active) for experiment in stage.experiments]
         best = _best(rows, metric)
         kept = set(stage.decision.kept) if stage.decision and not stage.is_test else set()
@@ -293,11 +293,11 @@ def _note_figures(notes: _Notes, stage: StageExpansion, compared: Comparison) ->
             notes.add(f"published: {figures.note}", stage.name, experiment.name)
 
 
-def _metric(stage: StageExpansion, metrics: Mapping[str, str]) -> str:
-    if stage.name in metrics:
-        metric = metrics[stage.name]
-        assert metric.startswith("validation_"), f"selection by {metric}: it is on validation, never on test"
-        return metric
+def compared_metric(stage: StageExpansion, rule_metric: str | None) -> str:
+    """The validation metric that compares the stage's rows: that of its rule, if that has one."""
+    if rule_metric is not None:
+        assert rule_metric.startswith("validation_"), f"selection by {rule_metric}: it is on validation, never on test"
+        return rule_metric
     if stage.decision and stage.decision.metric:
         return stage.decision.metric
     return stage.experiments[0].spec.best.metric if stage.experiments else "validation_loss"
@@ -358,15 +358,16 @@ def _row_state(runs: tuple[RunState, ...]) -> tuple[State, str | None]:
 
 def _best(rows: Sequence[TableRow], metric: str) -> set[int]:
     """Indices of the rows with the best mean of `metric`: one, or several equal ones; only rows with every seed."""
-    sign = 1 if lower_is_better(metric) else -1
     position = POSITIONS[metric]
-    means = {
-        index: sign * mean
-        for index, row in enumerate(rows)
-        if (mean := row.numbers.at(position)[0]) is not None and not math.isnan(mean) and row.num_done == len(row.runs)
-    }
-    lowest = min(means.values(), default=None)
-    return {index for index, mean in means.items() if mean == lowest}
+    return best_of([row.numbers.at(position)[0] if row.num_done == len(row.runs) else None for row in rows], metric)
+
+
+def best_of(means: Sequence[float | None], metric: str) -> set[int]:
+    """Indices of the best of the rows' means of `metric`, several where they are equal; none stands for no mean."""
+    sign = 1 if lower_is_better(metric) else -1
+    signed = {index: sign * mean for index, mean in enumerate(means) if mean is not None and not math.isnan(mean)}
+    lowest = min(signed.values(), default=None)
+    return {index for index, mean in signed.items() if mean == lowest}
 
 
 def _beside_best(

@@ -14,13 +14,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from controller.acted import ActedGrid
 from controller.attempts import NOT_STARTED, ended_at, failure_of_pod, has_failed_by_itself
@@ -33,7 +33,19 @@ from trainer.result import EpochMetrics, ResultNumbers
 from trainer.serving import Answer
 from trainer.store import Request, Store
 from trainer.telemetry import DESCRIPTIONS as OF_TRAINERS
-from trainer.telemetry import ERROR_KINDS, STORE_BUCKETS, STORE_OPERATIONS, Distribution, Metric, Type, family
+from trainer.telemetry import (
+    ERROR_KINDS,
+    STORE_BUCKETS,
+    STORE_OPERATIONS,
+    Distribution,
+    Key,
+    Metric,
+    Type,
+    best_values,
+    epoch_values,
+    family,
+    series_keys,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
@@ -41,6 +53,7 @@ if TYPE_CHECKING:
     from controller.cluster import Cluster
     from controller.mirror import Mirror
 
+T = TypeVar("T")
 State = Literal["waiting", "queued", "pending", "starting", "running", "done", "failed", "cancelled"]
 
 STATES: tuple[State, ...] = ("waiting", "queued", "pending", "starting", "running", "done", "failed", "cancelled")
@@ -251,19 +264,11 @@ class GridStanding:
 
 @dataclass(frozen=True, slots=True)
 class LastValues:
-    """What a run came to in its last epoch and in its best one. Losses in nats per image, accuracies 0..1."""
+    """What a run came to in its last epoch and in its best one."""
 
     run: str
     ended: float  # seconds since 1970
-    epoch: int
-    epochs: int
-    train_loss: float | None
-    train_accuracy: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
-    best_epoch: int
-    best_loss: float
-    best_accuracy: float
+    values: Mapping[Key, float]  # as a trainer shows them, but for the label run
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,13 +426,13 @@ class _Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[tuple[str, ...], float] = {}
-        self._spread: dict[tuple[str, ...], Distribution] = {}
+        self._values: dict[Key, float] = {}
+        self._spread: dict[Key, Distribution] = {}
 
     def begin(self, metric: Metric, *labels: str) -> None:
         """From now on there are series with these labels, for each of the metric's values: at 0, so that one is one."""
         with self._lock:
-            for key in [(metric.name, *labels, value) for value in metric.values] or [(metric.name, *labels)]:
+            for key in series_keys(metric, *labels):
                 if metric.type == "histogram":
                     self._spread.setdefault(key, Distribution(metric.buckets))
                 elif metric.type == "counter":
@@ -449,7 +454,7 @@ class _Counts:
         """Count a value in a histogram that has begun."""
         self._spread[key].observe(max(0.0, value))
 
-    def read(self) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], Distribution]]:
+    def read(self) -> tuple[dict[Key, float], dict[Key, Distribution]]:
         """All of it."""
         with self._lock:
             return dict(self._values), dict(self._spread)
@@ -513,16 +518,13 @@ class ControllerTelemetry:
             for name in list(self._noted):
                 self._forget(name)
             self._ended, self._unread = {}, {}
-        shown = self._shown
-        self._shown = Shown(shown.grids, shown.ended, shown.passed, shown.num_pending, True) if leads else Shown()
+        self._shown = replace(self._shown, leads=True) if leads else Shown()
 
     def forget(self, grid: str) -> None:
         """It is acted on no longer, by this process."""
         self._forget(grid)
-        shown = self._shown
-        if grid in shown.grids:
-            grids = {name: each for name, each in shown.grids.items() if name != grid}
-            self._shown = Shown(grids, shown.ended, shown.passed, shown.num_pending, shown.leads)
+        grids = {name: each for name, each in self._shown.grids.items() if name != grid}
+        self._shown = replace(self._shown, grids=grids)
 
     def _forget(self, grid: str) -> None:
         self._noted.pop(grid, None)
@@ -558,9 +560,8 @@ class ControllerTelemetry:
 
     def rest(self, name: str, acted: ActedGrid, seen: Observation) -> None:
         """The grid rests from now on, and is shown as it stands."""
-        shown = self._shown
-        grids = {**shown.grids, name: standing_of(acted, seen)}
-        self._shown = Shown(grids, shown.ended, shown.passed, shown.num_pending, shown.leads)
+        grids = {**self._shown.grids, name: standing_of(acted, seen)}
+        self._shown = replace(self._shown, grids=grids)
 
     def _note_grid(self, name: str, acted: ActedGrid, seen: Observation, now: float) -> None:
         """Count what failed without a pod since the pass before, and take note of the runs that ended."""
@@ -729,12 +730,7 @@ class ControllerTelemetry:
             values |= {("grid_api_requests_total", *key): number for key, number in self._calls().items()}
             values |= {("grid_watch_restarts_total", key): number for key, number in self._restarts().items()}
         values.update(_values_of(shown))
-        by_name: dict[str, dict[tuple[str, ...], float]] = {}
-        for (name, *labels), value in values.items():
-            by_name.setdefault(name, {})[tuple(labels)] = value
-        spread_by_name: dict[str, dict[tuple[str, ...], Distribution]] = {}
-        for (name, *labels), distribution in spread.items():
-            spread_by_name.setdefault(name, {})[tuple(labels)] = distribution
+        by_name, spread_by_name = _by_name(values), _by_name(spread)
         for metric in (*DESCRIPTIONS, *ENDED_DESCRIPTIONS):
             if metric.name in by_name or metric.name in spread_by_name:
                 yield family(metric, by_name.get(metric.name, {}), spread_by_name.get(metric.name))
@@ -745,6 +741,14 @@ class ControllerTelemetry:
 
         encode, media_type = choose_encoder(accept)
         return Answer(200, encode(self).decode(), media_type)
+
+
+def _by_name(series: Mapping[Key, T]) -> dict[str, dict[tuple[str, ...], T]]:
+    """What there is of each metric, by the values of its labels."""
+    found: dict[str, dict[tuple[str, ...], T]] = {}
+    for (name, *labels), each in series.items():
+        found.setdefault(name, {})[tuple(labels)] = each
+    return found
 
 
 def _owners(grids: Mapping[str, ActedGrid], seen: Observation) -> dict[Work, str]:
@@ -763,42 +767,20 @@ def _has_no_attempt(failure: Failure) -> bool:
 
 def _last_values(run: str, rows: Sequence[EpochMetrics], acted: ActedGrid, ended: float) -> LastValues | None:
     """What the run came to: by its epochs, else by its result; none where it left neither."""
-    epochs = acted.sight.runs[run].hyperparameters.epochs
+    result = acted.sight.known.results.get(run)
     best = next((row for row in reversed(rows) if row.best), None)
     if best is not None:
-        last = rows[-1]
-        return LastValues(
-            run,
-            ended,
-            last.epoch,
-            epochs,
-            last.train_loss,
-            last.train_accuracy,
-            last.validation_loss,
-            last.validation_accuracy,
-            best.epoch,
-            best.validation_loss,
-            best.validation_accuracy,
-        )
-    result = acted.sight.known.results.get(run)
-    if result is None:
+        values = epoch_values(rows[-1]) | best_values(best.epoch, best.validation_loss, best.validation_accuracy)
+    elif result is not None:
+        values = {("grid_run_epoch",): result.epochs_run}
+        values |= best_values(result.best_epoch, result.validation_loss, result.validation_accuracy)
+    else:
         return None
-    return LastValues(
-        run,
-        ended,
-        result.epochs_run,
-        epochs,
-        None,
-        None,
-        None,
-        None,
-        result.best_epoch,
-        result.validation_loss,
-        result.validation_accuracy,
-    )
+    epochs = acted.sight.runs[run].hyperparameters.epochs
+    return LastValues(run, ended, values | {("grid_run_epochs",): epochs})
 
 
-def _values_of(shown: Shown) -> Iterator[tuple[tuple[str, ...], float]]:
+def _values_of(shown: Shown) -> Iterator[tuple[Key, float]]:
     """The gauges' series, as their names and labels, with the value of each."""
     yield ("grid_controller_leading",), shown.leads
     yield ("grid_pending_actions",), shown.num_pending
@@ -818,10 +800,10 @@ def _values_of(shown: Shown) -> Iterator[tuple[tuple[str, ...], float]]:
                 yield (f"grid_{what}_timestamp_seconds", name), when
     yield from _values_of_runs(shown.grids)
     for ended in shown.ended:
-        yield from _values_of_ended(ended)
+        yield from (((name, ended.run, *labels), value) for (name, *labels), value in ended.values.items())
 
 
-def _values_of_runs(grids: Mapping[str, GridStanding]) -> Iterator[tuple[tuple[str, ...], float]]:
+def _values_of_runs(grids: Mapping[str, GridStanding]) -> Iterator[tuple[Key, float]]:
     room = MAX_RUNS
     states: dict[str, State] = {}
     failures: dict[str, str] = {}
@@ -836,22 +818,3 @@ def _values_of_runs(grids: Mapping[str, GridStanding]) -> Iterator[tuple[tuple[s
                 failures[place.run] = each.failures[place.run]
     yield from ((("grid_run_state", run, state), 1) for run, state in states.items())
     yield from ((("grid_run_failure", run, reason), 1) for run, reason in failures.items())
-
-
-def _values_of_ended(ended: LastValues) -> Iterable[tuple[tuple[str, ...], float]]:
-    values: dict[tuple[str, ...], float | None] = {
-        ("epoch",): ended.epoch,
-        ("epochs",): ended.epochs,
-        ("loss_nats", "train"): ended.train_loss,
-        ("loss_nats", "validation"): ended.validation_loss,
-        ("accuracy_ratio", "train"): ended.train_accuracy,
-        ("accuracy_ratio", "validation"): ended.validation_accuracy,
-        ("best_epoch",): ended.best_epoch,
-        ("best_validation_loss_nats",): ended.best_loss,
-        ("best_validation_accuracy_ratio",): ended.best_accuracy,
-    }
-    return [
-        ((f"grid_run_{name}", ended.run, *labels), value)
-        for (name, *labels), value in values.items()
-        if value is not None
-    ]

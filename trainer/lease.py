@@ -39,6 +39,11 @@ class LeaseRecord(Record):
     epoch: int = Field(default=0, description="epochs the run has done, for whoever asks how far it is")
     validation_accuracy: float | None = None
 
+    @property
+    def node(self) -> str:
+        """The host's name, or the pod's."""
+        return self.holder.rpartition(":")[0]
+
 
 def lease_key(run: str) -> str:
     """Where the run's lease lives."""
@@ -94,7 +99,7 @@ class Lease:
         previous = parse_record(LeaseRecord, key, data)
         if not previous.released and previous.host != this_host():
             self._await_expiry(previous, version)
-        self.attempt = _attempt_name(int(previous.attempt.partition("-")[0]) + 1)
+        self.attempt = _attempt_name(attempt_number(previous.attempt) + 1)
         try:
             self._version = self.store.replace(key, self._record().model_dump_json().encode(), version)
         except Conflict as error:
@@ -165,6 +170,11 @@ def this_host() -> str:
         boot = "-"
     locks = hashlib.sha256(str(cache_folder().resolve()).encode()).hexdigest()[:8]
     return f"{platform.node()}/{boot}/{locks}"
+
+
+def attempt_number(attempt: str) -> int:
+    """The number of an attempt, from 1, which its name begins with."""
+    return int(attempt.partition("-")[0])
 
 
 def _attempt_name(number: int) -> str:

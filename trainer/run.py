@@ -30,7 +30,7 @@ from trainer.dataset import DatasetIndex, PartName, load_expected_index
 from trainer.failure import DataError, DeviceError, OutOfDeviceMemory, SpecError, Stopped
 from trainer.history import read_epochs, read_metrics
 from trainer.identity import write_spec
-from trainer.lease import Lease
+from trainer.lease import Lease, attempt_number
 from trainer.machine import available_threads
 from trainer.model import Network, build_network
 from trainer.optim import build_optimizer
@@ -434,11 +434,6 @@ def write_result(attempt: Attempt, state: TrainState) -> Result:
     if spec.checkpoint.keep != "all":
         attempt.recorder.checkpoints.retain_only(result.best_weights)
     return result
-
-
-def attempt_number(attempt: str) -> int:
-    """The number of an attempt, from 1, which its name begins with."""
-    return int(attempt.partition("-")[0])
 
 
 def test_experiment(attempt: Attempt) -> TestResult:

@@ -263,11 +263,32 @@ class Distribution:
         return [(bound, sum(counts[: index + 1])) for index, bound in enumerate(bounds)], total
 
 
-Key = tuple[str, ...]  # a metric's name, and the value of its further label if it has one
+Key = tuple[str, ...]  # a metric's name, and the values of its labels; a trainer's without that of run
 
 
-def _keys(metric: Metric) -> list[Key]:
-    return [(metric.name, value) for value in metric.values] or [(metric.name,)]
+def series_keys(metric: Metric, *labels: str) -> list[Key]:
+    """The metric's series with these labels: one for each value that its last label may have, where those are few."""
+    return [(metric.name, *labels, value) for value in metric.values] or [(metric.name, *labels)]
+
+
+def epoch_values(epoch: EpochMetrics) -> dict[Key, float]:
+    """What is shown of a run's last whole epoch."""
+    return {
+        ("grid_run_epoch",): epoch.epoch,
+        ("grid_run_loss_nats", "train"): epoch.train_loss,
+        ("grid_run_loss_nats", "validation"): epoch.validation_loss,
+        ("grid_run_accuracy_ratio", "train"): epoch.train_accuracy,
+        ("grid_run_accuracy_ratio", "validation"): epoch.validation_accuracy,
+    }
+
+
+def best_values(epoch: int, validation_loss: float, validation_accuracy: float) -> dict[Key, float]:
+    """What is shown of a run's best epoch, by its number and its numbers."""
+    return {
+        ("grid_run_best_epoch",): epoch,
+        ("grid_run_best_validation_loss_nats",): validation_loss,
+        ("grid_run_best_validation_accuracy_ratio",): validation_accuracy,
+    }
 
 
 def _labels(run: str, key: Key) -> tuple[str, ...]:
@@ -286,7 +307,7 @@ class Instruments(Telemetry):
         self._values: dict[Key, float] = {}  # a counter begins at 0, so that its first increase is one
         self._distributions: dict[Key, Distribution] = {}
         for metric in DESCRIPTIONS:
-            for key in _keys(metric):
+            for key in series_keys(metric):
                 if metric.type == "counter":
                     self._values[key] = 0.0
                 elif metric.type == "histogram":
@@ -382,7 +403,6 @@ class Instruments(Telemetry):
 
     def ended(self, epoch: EpochMetrics) -> None:
         """An epoch has ended."""
-        self._set("grid_run_epoch", value=epoch.epoch)
         self._set_epoch(epoch)
         if epoch.best:
             self._set_best(epoch)
@@ -390,17 +410,12 @@ class Instruments(Telemetry):
 
     def _set_epoch(self, epoch: EpochMetrics | None) -> None:
         if epoch is not None:
-            self._set("grid_run_loss_nats", "train", value=epoch.train_loss)
-            self._set("grid_run_loss_nats", "validation", value=epoch.validation_loss)
-            self._set("grid_run_accuracy_ratio", "train", value=epoch.train_accuracy)
-            self._set("grid_run_accuracy_ratio", "validation", value=epoch.validation_accuracy)
+            self._values.update(epoch_values(epoch))
             self._set("grid_run_learning_rate", value=epoch.lr)
 
     def _set_best(self, best: EpochMetrics | None) -> None:
         if best is not None:
-            self._set("grid_run_best_epoch", value=best.epoch)
-            self._set("grid_run_best_validation_loss_nats", value=best.validation_loss)
-            self._set("grid_run_best_validation_accuracy_ratio", value=best.validation_accuracy)
+            self._values.update(best_values(best.epoch, best.validation_loss, best.validation_accuracy))
 
     def checkpointed(self, num_bytes: int, seconds: float) -> None:
         """A checkpoint is whole in the store; writing it took so long."""
@@ -419,7 +434,7 @@ class Instruments(Telemetry):
         values |= {("grid_run_phase_seconds_total", phase): seconds for phase, seconds in self._phases.items()}
         values |= {(f"grid_run_{name}",): value for name, value in self._memory().items()}
         for metric in DESCRIPTIONS:
-            keys = _keys(metric)
+            keys = series_keys(metric)
             found = {_labels(run, key): values[key] for key in keys if key in values}
             spread = {_labels(run, key): self._distributions[key] for key in keys if key in self._distributions}
             if found or spread:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -368,7 +368,7 @@ class _Printer:
 
         if self.as_json:
             about = {"run": self.run, **({} if attempt is None else {"attempt": attempt}), **line.about}
-            click.echo(json_text(type(line)(line.message, line.time, line.level, about, line.traceback)))
+            click.echo(json_text(replace(line, about=about)))
             return
         for text in human_lines(line):
             click.echo(_coloured(plain(text), fg=COLOURS.get(line.level or "")))

@@ -377,21 +377,14 @@ def table_of(grid: Grid, standing: Status, store: Store | None = None) -> Table:
     """The grid's table; tested rows are compared over test images by the predictions that `store` has of them."""
     from controller.knowledge import read_test_answers
     from controller.published import comparison
-    from controller.stages import KeepBest, TestBest
     from controller.table import build_table
 
-    metrics: dict[str, str] = {}
-    for stage in grid.stages:
-        if isinstance(stage.keep, KeepBest):
-            metrics[stage.name] = stage.keep.best
-        elif isinstance(stage.test, TestBest) and stage.test.by:
-            metrics[stage.name] = stage.test.by
     return build_table(
         standing.expansion,
         standing.known,
         standing.active,
         facts=standing.facts,
-        metrics=metrics,
+        metrics={stage.name: stage.rule_metric for stage in grid.stages if stage.rule_metric},
         compared=comparison(grid, standing.expansion),
         answers=None if store is None else read_test_answers(store, standing.expansion, standing.known.tests),
     )

@@ -12,8 +12,9 @@ from PIL.Image import Image
 from controller.archive import homes
 from controller.grid import Grid
 from controller.knowledge import NUM_CONNECTIONS
+from controller.predicted import Predictions
 from controller.report.images import read_images
-from controller.report.tested import MISTAKES_SHOWN, Mistake, Predictions, Scores, mistakes, read_predictions, scores
+from controller.report.tested import MISTAKES_SHOWN, Mistake, Scores, mistakes, read_predictions, scores
 from controller.search import Expansion, Experiment, Run
 from controller.standing import Known, State, Work, run_state
 from controller.table import Table

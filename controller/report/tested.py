@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from controller.predicted import ANEW, parse_predictions
-from controller.predicted import Predictions as Predictions  # exported: what this module is about
+from controller.predicted import ANEW, Predictions, parse_predictions
 from trainer.failure import DataError
 from trainer.store import NotFound, Store
 
