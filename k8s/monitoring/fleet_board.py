@@ -21,7 +21,7 @@ from k8s.monitoring.panels import (
     rows,
     variable,
 )
-from k8s.monitoring.queries import PLACE, quantile, rate
+from k8s.monitoring.queries import PLACE, WAITS, quantile, rate
 
 OPEN_GRID = f"/d/{GRID}?{KEPT}&var-grid=${{__data.fields.grid}}"
 OF_GRIDS = f'{PLACE},grid=~"$grid"'
@@ -202,18 +202,7 @@ def _work(made: dashboard.Dashboard) -> dashboard.Dashboard:
             low=0,
         )
     )
-    for title, histogram, description in (
-        (
-            "Wait for a place",
-            "grid_queue_seconds",
-            "From a Job's creation until its container started: parallelism, quota, node, image.",
-        ),
-        (
-            "Start delay",
-            "grid_start_delay_seconds",
-            "From a pod's creation until its first step: node, image, torch, data.",
-        ),
-    ):
+    for title, histogram, description in WAITS:
         made = made.with_panel(
             lines(
                 title,

@@ -25,6 +25,7 @@ from k8s.monitoring.queries import (
     OF_GRID,
     PLACE,
     ROW,
+    WAITS,
     by_experiment,
     last,
     newest,
@@ -286,18 +287,7 @@ def _failures(made: dashboard.Dashboard) -> dashboard.Dashboard:
 
 def _times(made: dashboard.Dashboard) -> dashboard.Dashboard:
     made = made.with_row(dashboard.Row("What it waits for, and what it takes"))
-    for title, histogram, description in (
-        (
-            "Wait for a place",
-            "grid_queue_seconds",
-            "From a Job's creation until its container started: parallelism, quota, node, image.",
-        ),
-        (
-            "Start delay",
-            "grid_start_delay_seconds",
-            "From a pod's creation until its first step: node, image, torch, data.",
-        ),
-    ):
+    for title, histogram, description in WAITS:
         made = made.with_panel(
             lines(
                 title,

@@ -14,6 +14,20 @@ OF_RUN = f'{PLACE},run="$run"'
 ROWS = f'max by (namespace, grid, stage, experiment, seed, run) (grid_run_info{{{PLACE},grid="$grid",stage=~"$stage"}})'
 ROW = "{{stage}} / {{experiment}}, seed {{seed}}"  # a row's name in a legend
 
+WAITS = (
+    (
+        "Wait for a place",
+        "grid_queue_seconds",
+        "From a Job's creation until its container started: parallelism, quota, node, image.",
+    ),
+    (
+        "Start delay",
+        "grid_start_delay_seconds",
+        "From a pod's creation until its first step: node, image, torch, data.",
+    ),
+)
+"""What a run waits for before it trains: a name, the histogram, and from when to when."""
+
 
 def newest(metric: str, labels: str = PLACE) -> str:
     """The metric's value now, by run."""

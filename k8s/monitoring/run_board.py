@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.builders import dashboard, prometheus
 
 from k8s.monitoring.panels import (
     BUSY,
@@ -356,23 +356,42 @@ def _store(made: dashboard.Dashboard) -> dashboard.Dashboard:
 
 def _gpu(made: dashboard.Dashboard) -> dashboard.Dashboard:
     made = made.with_row(dashboard.Row("GPU, where DCGM's exporter runs"))
-    shown = (
-        ("GPU utilisation", "Share of the time that the GPU did anything at all.", "run:dcgm_gpu_utilization:ratio"),
-        ("GPU memory in use", "Memory of the GPU in use, by whatever process.", "run:dcgm_fb_used:bytes"),
-        (
+    made = made.with_panel(
+        lines(
+            "GPU utilisation",
+            "Share of the time that the GPU did anything at all.",
+            "percentunit",
+            _by_gpu("run:dcgm_gpu_utilization:ratio"),
+            width=8,
+            low=0,
+            high=1,
+            steps=BUSY,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "GPU memory in use",
+            "Memory of the GPU in use, by whatever process.",
+            "bytes",
+            _by_gpu("run:dcgm_fb_used:bytes"),
+            width=8,
+            low=0,
+        )
+    )
+    return made.with_panel(
+        lines(
             "GPU power",
             "Power that the GPU draws: low at a high utilisation means small kernels.",
-            "run:dcgm_power_usage:watts",
-        ),
+            "watt",
+            _by_gpu("run:dcgm_power_usage:watts"),
+            width=8,
+            low=0,
+        )
     )
-    for title, description, metric in shown:
-        asked = [query(f"max by (gpu) ({metric}{{{OF_RUN}}})", "GPU {{gpu}}")]
-        if title == "GPU utilisation":
-            panel = lines(title, description, "percentunit", asked, width=8, low=0, high=1, steps=BUSY)
-        else:
-            panel = lines(title, description, "bytes" if "memory" in title else "watt", asked, width=8, low=0)
-        made = made.with_panel(panel)
-    return made
+
+
+def _by_gpu(metric: str) -> list[prometheus.Dataquery]:
+    return [query(f"max by (gpu) ({metric}{{{OF_RUN}}})", "GPU {{gpu}}")]
 
 
 def _log(made: dashboard.Dashboard) -> dashboard.Dashboard:
