@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
 
-from results import numerics, result
+from results import result, result_of_test
 
 from cluster.apiserver import ApiServer
 from controller.acted import ActedGrid
@@ -28,7 +28,6 @@ from controller.search import wanted
 from controller.settings import parse_settings
 from controller.standing import Choice, Work
 from trainer.failure import Failure
-from trainer.result import TestResult
 from trainer.store import FileStore, S3Store
 
 SETTINGS = """\
@@ -167,21 +166,7 @@ class Kubelet:
             self.lab.store.put(f"failures/{work.run}.json", failure.model_dump_json().encode())
         if ended.exit_code:
             return
-        if work.is_test:
-            left: Any = TestResult(
-                run=work.run,
-                test_loss=1.0,
-                test_accuracy=0.5,
-                test_balanced_accuracy=0.5,
-                test_top5_accuracy=1.0,
-                num_images=3,
-                predictions="none",
-                numerics=numerics(),
-                data_fingerprint="f" * 64,
-                wall_seconds=1.0,
-            )
-        else:
-            left = result(work.run)
+        left = result_of_test(work.run) if work.is_test else result(work.run)
         self.lab.store.put(f"{'tests' if work.is_test else 'results'}/{work.run}.json", left.model_dump_json().encode())
 
     def _put(self, pod: PodView, phase: str, state: Object) -> None:

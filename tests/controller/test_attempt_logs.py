@@ -53,15 +53,10 @@ def texts(*lines: Line) -> bytes:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    monkeypatch.setenv("GRID_STORE", "file://./store")
-    monkeypatch.setenv("COLUMNS", "400")
+def store(alone: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
     monkeypatch.setattr(command, "LOG_AGAIN_SECONDS", 0.01)
-    for name in ("GRID_SETTINGS", "KUBERNETES_SERVICE_HOST", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return FileStore(tmp_path / "store")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return FileStore(alone / "store")
 
 
 def put_log(store: FileStore, attempt: str, *lines: Line) -> None:

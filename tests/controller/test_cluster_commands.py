@@ -25,18 +25,12 @@ SUBMIT = ("submit", "small.yaml", "--settings", "settings.yaml")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
+def store(alone: Path) -> FileStore:
     """A store with pictures, a grid and settings as files in the working directory, and no kubeconfig."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    monkeypatch.setenv("GRID_STORE", "file://./store")
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.delenv("GRID_SETTINGS", raising=False)
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     Path("small.yaml").write_text(TEXT)
     Path("settings.yaml").write_text(SETTINGS)
-    store = FileStore(tmp_path / "store")
-    import_pictures(store, tmp_path / "pictures", per_class=3)
+    store = FileStore(alone / "store")
+    import_pictures(store, alone / "pictures", per_class=3)
     return store
 
 

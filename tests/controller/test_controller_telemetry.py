@@ -14,6 +14,7 @@ import pytest
 from api_server import Request as ApiRequest
 from api_server import ScriptedServer, refusal
 from expansions import FACTS, TEST, failure_of, parse, result_of
+from kubernetes_views import job_view_of, pod_view_of
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
@@ -22,7 +23,7 @@ from controller.acted import ActedGrid
 from controller.attempts import NOT_STARTED
 from controller.cluster import JOBS, ClusterError, open_cluster
 from controller.health import HealthServer, Log
-from controller.jobs import JobView, PodView, job_name
+from controller.jobs import JobView, PodView
 from controller.mirror import Mirror
 from controller.reconcile import Observation, Resumption
 from controller.serve import Controller
@@ -89,41 +90,12 @@ def works(acted: ActedGrid) -> list[Work]:
 
 
 def job(work: Work, **values: Any) -> JobView:
-    known: dict[str, Any] = {
-        "name": job_name(work),
-        "uid": f"uid-{work.run}",
-        "resource_version": "7",
-        "work": work,
-        "grids": {"g": "rate"},
-        "created": ago(100),
-        "is_suspended": False,
-        "is_deleting": False,
-        "num_active": 1,
-        "complete_since": None,
-        "failed_since": None,
-        "failed_reason": None,
-        "failed_message": None,
-        "queue": None,
-        "tries": None,
-    }
-    return JobView(**{**known, **values})
+    return job_view_of(work, **{"grids": {"g": "rate"}, "created": ago(100), "num_active": 1, **values})
 
 
 def pod(work: Work, **values: Any) -> PodView:
     """The Job's pod, which has run for a minute."""
-    known: dict[str, Any] = dict.fromkeys(PodView.__dataclass_fields__) | {
-        "name": f"{job_name(work)}-x1",
-        "uid": f"pod-{work.run}",
-        "work": work,
-        "job_uid": f"uid-{work.run}",
-        "phase": "Running",
-        "is_deleting": False,
-        "is_disrupted": False,
-        "created": ago(80),
-        "started": ago(60),
-        "node": "node-1",
-    }
-    return PodView(**{**known, **values})
+    return pod_view_of(work, **{"created": ago(80), "started": ago(60), **values})
 
 
 def failed_pod(work: Work, exit_code: int | None = 1, **values: Any) -> PodView:

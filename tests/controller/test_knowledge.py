@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tables
-from results import numerics, result
+from results import result, result_of_test
 
 from controller import knowledge
 from controller.knowledge import (
@@ -26,11 +26,10 @@ from controller.noise import Answers
 from controller.search import Decision, Expansion, Experiment
 from trainer.failure import DataError, Failure
 from trainer.lease import LeaseRecord, lease_key
-from trainer.result import Result, TestResult
+from trainer.result import Result
 from trainer.store import FileStore, NotFound, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-NUMERICS = numerics()
 
 
 def put_results(store: Store, *runs: str) -> dict[str, Result]:
@@ -68,25 +67,14 @@ def test_a_known_result_is_not_read_again(file_store: FileStore) -> None:
 
 
 def test_tests_failures_and_decisions_are_read_back(file_store: FileStore) -> None:
-    tested = TestResult(
-        run="a",
-        test_loss=1.0,
-        test_accuracy=0.5,
-        test_balanced_accuracy=0.5,
-        test_top5_accuracy=0.5,
-        num_images=4,
-        predictions="p.npz",
-        numerics=NUMERICS,
-        data_fingerprint="a" * 64,
-        wall_seconds=1.0,
-    )
+    answered = result_of_test("a")
     failure = Failure(run="b", attempt=None, exit_code=137, reason="crashed", message="killed", final=False, time=NOW)
     decision = Decision(stage="lr", kept=("x",), because="the rule", metric="validation_loss", saw=(), time=NOW)
-    file_store.put("tests/a.json", tested.model_dump_json().encode())
+    file_store.put("tests/a.json", answered.model_dump_json().encode())
     file_store.put("failures/b.json", failure.model_dump_json().encode())
     file_store.put("grids/demo/decisions/lr.json", decision.model_dump_json().encode())
     file_store.put("grids/demo2/decisions/lr.json", b"another grid's")
-    assert read_tests(file_store) == {"a": tested}
+    assert read_tests(file_store) == {"a": answered}
     assert read_failures(file_store, ["a", "b"]) == {"b": failure}
     assert read_decisions(file_store, "demo") == {"lr": decision}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kubernetes_model import START as NOW
+from kubernetes_views import job_view_of, pod_view_of
 
 from controller.actions import (
     Action,
@@ -30,7 +31,7 @@ from controller.actions import (
     notice,
 )
 from controller.attempts import NOT_STARTED, Tries, failure_of_pod, read_tries, restart_seconds, result_missing
-from controller.jobs import JobView, PodView, WorkloadView, job_name
+from controller.jobs import JobView, PodView, WorkloadView
 from controller.reconcile import GridView, Kept, Observation, Resumption, decide, failed_anew, told
 from controller.standing import Known, Work, run_state
 from trainer.failure import Failure
@@ -45,24 +46,7 @@ def ago(seconds: float) -> datetime:
 
 def job(work: Work = A, **values: Any) -> JobView:
     """A Job of grid x, resumed, without a pod."""
-    known: dict[str, Any] = {
-        "name": job_name(work),
-        "uid": f"uid-{job_name(work)}",
-        "resource_version": "7",
-        "work": work,
-        "grids": {"x": "lr"},
-        "created": ago(3600),
-        "is_suspended": False,
-        "is_deleting": False,
-        "num_active": 0,
-        "complete_since": None,
-        "failed_since": None,
-        "failed_reason": None,
-        "failed_message": None,
-        "queue": None,
-        "tries": None,
-    }
-    return JobView(**{**known, **values})
+    return job_view_of(work, **{"grids": {"x": "lr"}, "created": ago(3600), **values})
 
 
 def suspended(work: Work = A, **values: Any) -> JobView:
@@ -75,20 +59,7 @@ def ended(work: Work = A, **values: Any) -> JobView:
 
 def pod(work: Work = A, **values: Any) -> PodView:
     """The Job's pod, which runs."""
-    known: dict[str, Any] = dict.fromkeys(PodView.__dataclass_fields__) | {
-        "name": f"{job_name(work)}-x1",
-        "uid": f"pod-{job_name(work)}",
-        "work": work,
-        "job_uid": f"uid-{job_name(work)}",
-        "phase": "Running",
-        "is_deleting": False,
-        "is_disrupted": False,
-        "created": ago(3600),
-        "scheduled": ago(3599),
-        "node": "node-1",
-        "memory_limit": "4Gi",
-    }
-    return PodView(**{**known, **values})
+    return pod_view_of(work, **{"created": ago(3600), "scheduled": ago(3599), "memory_limit": "4Gi", **values})
 
 
 def failed_pod(exit_code: int | None, work: Work = A, **values: Any) -> PodView:

@@ -26,16 +26,10 @@ OTHER = ONE_STAGE.replace("grid: small", "grid: other").replace("[0.05, 0.005]",
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
+def store(alone: Path) -> FileStore:
     """A store with two grids, of which the second shares the runs with lr=0.005; and no kubeconfig."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    monkeypatch.setenv("GRID_STORE", "file://./store")
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.delenv("GRID_SETTINGS", raising=False)
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    store = FileStore(tmp_path / "store")
-    import_pictures(store, tmp_path / "pictures", per_class=3)
+    store = FileStore(alone / "store")
+    import_pictures(store, alone / "pictures", per_class=3)
     for name, text in (("small", TEXT), ("other", OTHER)):
         take_up(parse_grid(text, name), store, Choice())
     return store

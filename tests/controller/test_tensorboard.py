@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from grids import FACTS, NOW, TEXT, runs_of
 from pictures import import_pictures
-from results import numerics, result
+from results import put_attempt, result, result_of_test
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -36,7 +36,7 @@ from controller.tensorboard import Board, Logdir, folder_name, free_port, is_tak
 from trainer.events import event_file, events_key
 from trainer.failure import SpecError
 from trainer.history import dated, read_epochs
-from trainer.result import EpochMetrics, Provenance, TestResult
+from trainer.result import EpochMetrics
 from trainer.store import FileStore, Store
 
 GRID = parse_grid(TEXT, "small.yaml")
@@ -66,23 +66,6 @@ def row(epoch: int, accuracy: float = 0.5, **changes: object) -> EpochMetrics:
     return EpochMetrics.model_validate({**values, **changes})
 
 
-def put_metrics(store: Store, run: str, *rows: EpochMetrics) -> None:
-    """What the run's first attempt leaves, but for its event file."""
-    provenance = Provenance(
-        run=run,
-        attempt="0001-a",
-        host="h",
-        started=STARTED,
-        numerics=numerics(),
-        versions={},
-        commit=None,
-        resumed_from=None,
-    )
-    store.put(f"runs/{run}/attempts/0001-a/provenance.json", provenance.model_dump_json().encode())
-    text = "".join(f"{each.model_dump_json()}\n" for each in rows)
-    store.put(f"runs/{run}/attempts/0001-a/metrics.jsonl", text.encode())
-
-
 def put_events(store: Store, expansion: Expansion, run: str, *rows: EpochMetrics) -> None:
     store.put(events_key(run), event_file(expansion.runs()[run].spec, dated(rows, STARTED.timestamp())))
 
@@ -92,19 +75,7 @@ def put_result(store: FileStore, run: str) -> None:
 
 
 def put_test(store: FileStore, run: str) -> None:
-    test = TestResult(
-        run=run,
-        test_loss=0.5,
-        test_accuracy=0.875,
-        test_balanced_accuracy=0.5,
-        test_top5_accuracy=1.0,
-        num_images=8,
-        predictions="p",
-        numerics=numerics(),
-        data_fingerprint="f" * 64,
-        wall_seconds=1.0,
-    )
-    store.put(f"tests/{run}.json", test.model_dump_json().encode())
+    store.put(f"tests/{run}.json", result_of_test(run, test_loss=0.5, test_accuracy=0.875).model_dump_json().encode())
 
 
 def expansion_of(*decisions: Decision) -> Expansion:
@@ -162,8 +133,8 @@ def test_runs_stand_under_the_names_of_their_rows(store: Store, tmp_path: Path) 
     expansion = expansion_of()
     one, other, third, _ = runs_of(expansion, "lr")
     put_events(store, expansion, one, row(1), row(2, accuracy=0.25))
-    put_metrics(store, other, row(1, accuracy=0.75))
-    put_metrics(store, third, row(1, accuracy=1.0))
+    put_attempt(store, other, "0001-a", [row(1, accuracy=0.75)], STARTED)
+    put_attempt(store, third, "0001-a", [row(1, accuracy=1.0)], STARTED)
     made = logdir(store, tmp_path)
     assert made.refresh() is False
     assert made.num_runs == 3
@@ -225,7 +196,7 @@ def test_a_reopened_stage_takes_its_rows_along(file_store: FileStore, tmp_path: 
 def test_a_tested_run_shows_its_numbers_on_the_test_part(file_store: FileStore, tmp_path: Path) -> None:
     expansion = expansion_of()
     run = runs_of(expansion, "lr")[0]
-    put_metrics(file_store, run, row(1), row(2))
+    put_attempt(file_store, run, "0001-a", [row(1), row(2)], STARTED)
     put_events(file_store, expansion, run, row(1), row(2))
     put_result(file_store, run)
     made = logdir(file_store, tmp_path)
@@ -338,7 +309,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FileStore,
     facts = gather_facts(store, wanted(grid))
     expansion = expand(grid, {}, facts)
     for run, accuracy in zip(runs_of(expansion, "lr"), (0.25, 0.75, 0.5, 1.0), strict=True):
-        put_metrics(store, run, row(1, accuracy=accuracy))
+        put_attempt(store, run, "0001-a", [row(1, accuracy=accuracy)], STARTED)
         put_events(store, expansion, run, row(1, accuracy=accuracy))
     return store, grid, facts
 

@@ -27,3 +27,17 @@ def open_train(tmp_path: Path, file_store: FileStore, index: DatasetIndex) -> Ca
         return open_part(index, data, "train", file_store, Cache(tmp_path / folder, threads=2, **cache))
 
     return opened
+
+
+@pytest.fixture
+def data(
+    pictures: tuple[FileStore, DatasetIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[FileStore, DatasetIndex]:
+    """A store of this test's own that has the `pictures` of its module."""
+    shared, index = pictures
+    store = FileStore(tmp_path / "folder")
+    for entry in shared.list("datasets/"):
+        store.put(entry.key, shared.get(entry.key))
+    monkeypatch.setenv("GRID_CACHE", str(shared.root.parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return store, index

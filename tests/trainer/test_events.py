@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pictures import import_pictures, put_run, tiny_run
 from PIL import Image
-from results import numerics
+from results import put_attempt, result_of_test
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import metadata as hparams
@@ -36,7 +36,7 @@ from trainer.events import (
 )
 from trainer.failure import DataError, ExitCode, SpecError
 from trainer.history import Epoch, dated, read_epochs
-from trainer.result import EpochMetrics, Provenance, ResumedFrom, TestResult
+from trainer.result import EpochMetrics
 from trainer.spec import ExperimentSpec, RunSpec
 from trainer.stop import StopSignal
 from trainer.store import FileStore
@@ -184,18 +184,7 @@ def test_what_is_no_run_s_event_file_is_refused(data: bytes) -> None:
 
 def test_a_test_follows_at_the_best_epoch(tmp_path: Path) -> None:
     rows = epochs(row(1), row(2), row(3, best=False))
-    test = TestResult(
-        run="r",
-        test_loss=0.5,
-        test_accuracy=0.75,
-        test_balanced_accuracy=0.5,
-        test_top5_accuracy=1.0,
-        num_images=4,
-        predictions="p",
-        numerics=numerics(),
-        data_fingerprint="f" * 64,
-        wall_seconds=1.0,
-    )
+    test = result_of_test("r", test_accuracy=0.75)
     read = opened(tmp_path, event_file(SPEC, rows) + record_of_test(test, rows[1]))
     assert points(read, "test/test_accuracy") == [(2, 0.75)]
     assert [step for step, _ in points(read, "loss/train")] == [1, 2, 3]
@@ -247,37 +236,18 @@ def test_an_unknown_word_for_the_switch_is_refused() -> None:
 # Attempts
 
 
-def put_attempt(
-    store: FileStore, name: str, rows: Iterable[EpochMetrics], started: datetime, *, after: int | None = None
-) -> None:
-    goes_on = None if after is None else ResumedFrom(attempt="0001-a", sequence=1, epoch=after, step=0)
-    provenance = Provenance(
-        run="r",
-        attempt=name,
-        host="h",
-        started=started,
-        numerics=numerics(),
-        versions={},
-        commit=None,
-        resumed_from=goes_on,
-    )
-    store.put(f"runs/r/attempts/{name}/provenance.json", provenance.model_dump_json().encode())
-    text = "".join(f"{each.model_dump_json()}\n" for each in rows)
-    store.put(f"runs/r/attempts/{name}/metrics.jsonl", text.encode())
-
-
 def test_attempts_are_cut_where_the_next_one_went_on_and_dated_by_their_starts(file_store: FileStore) -> None:
     later = datetime(2026, 1, 3, tzinfo=UTC)
-    put_attempt(file_store, "0001-a", [row(1), row(2), row(3)], STARTED)
-    put_attempt(file_store, "0002-b", [row(2, lr=0.5), row(3, lr=0.5)], later, after=1)
+    put_attempt(file_store, "r", "0001-a", [row(1), row(2), row(3)], STARTED)
+    put_attempt(file_store, "r", "0002-b", [row(2, lr=0.5), row(3, lr=0.5)], later, after=1)
     read = read_epochs(file_store, "r")
     assert [(each.metrics.epoch, each.metrics.lr) for each in read] == [(1, 0.1), (2, 0.5), (3, 0.5)]
     assert [each.time for each in read] == [STARTED.timestamp() + 2, later.timestamp() + 2, later.timestamp() + 4]
 
 
 def test_an_attempt_that_began_anew_leaves_nothing_of_those_before(file_store: FileStore) -> None:
-    put_attempt(file_store, "0001-a", [row(1), row(2)], STARTED)
-    put_attempt(file_store, "0002-b", [row(1, lr=0.5)], STARTED)
+    put_attempt(file_store, "r", "0001-a", [row(1), row(2)], STARTED)
+    put_attempt(file_store, "r", "0002-b", [row(1, lr=0.5)], STARTED)
     assert [(each.metrics.epoch, each.metrics.lr) for each in read_epochs(file_store, "r")] == [(1, 0.5)]
 
 

@@ -56,20 +56,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileStore, Datas
     return store, index
 
 
-@pytest.fixture
-def data(
-    pictures: tuple[FileStore, DatasetIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[FileStore, DatasetIndex]:
-    """A store of this test's own that has the pictures."""
-    shared, index = pictures
-    store = FileStore(tmp_path / "folder")
-    for entry in shared.list("datasets/"):
-        store.put(entry.key, shared.get(entry.key))
-    monkeypatch.setenv("GRID_CACHE", str(shared.root.parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return store, index
-
-
 def train(store: FileStore, run: str, *options: str, stop: StopSignal | None = None) -> int:
     return main([run, "--store", store.uri, *options], stop=stop or StopSignal())
 

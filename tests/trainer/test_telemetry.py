@@ -50,20 +50,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileStore, Datas
     return store, import_pictures(store, folder / "originals")
 
 
-@pytest.fixture
-def data(
-    pictures: tuple[FileStore, DatasetIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[FileStore, DatasetIndex]:
-    """A store of this test's own that has the pictures."""
-    shared, index = pictures
-    store = FileStore(tmp_path / "folder")
-    for entry in shared.list("datasets/"):
-        store.put(entry.key, shared.get(entry.key))
-    monkeypatch.setenv("GRID_CACHE", str(shared.root.parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return store, index
-
-
 def scraped(port: int) -> Series:
     """What a scrape has."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
