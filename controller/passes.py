@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 RELIST_SECONDS = 30.0  # between two looks at all that the store says: intent, failures cleared, results without a Job
 ALL_GRIDS = ""  # which no grid is called
-REASONS_SECONDS = 5.0  # between two looks at why runs wait, for those who watch
 CREATIONS = 500  # at most in one pass, so that the first Jobs start before the last are made
 
 Effect = Literal["done", "overtaken", "left"]  # of an action; or the error it met
@@ -132,8 +131,6 @@ class Passes:
         self._unread: set[Work] = set()  # whose Job ended, and whose numbers are not read yet
         self._quota: dict[Work, str] = {}  # why their Jobs themselves were refused
         self._refused: set[str] = set()  # grids by whose settings the API made no Job when it was last asked
-        self._reasons: dict[str, str] = {}  # by run: how it stands, as it was worked out last for `progress`
-        self._reasons_at = float("-inf")  # by the monotonic clock
         self._beginnings = Beginnings(store)
         self._metrics = RunningMetrics(store)
         self._teller = Teller(self.grids, view, self._beginnings, names_grids=names_grids)
@@ -435,9 +432,7 @@ class Passes:
     def progress(self, name: str) -> GridProgress:
         """How far the chosen part of the grid is."""
         each = self.grids[name]
-        if self.seen is not None and time.monotonic() >= self._reasons_at + REASONS_SECONDS:
-            self._reasons, self._reasons_at = told(self.seen), time.monotonic()
-        return self._metrics.grid_progress(each, self._chosen(each), self.seen, self._reasons)
+        return self._metrics.grid_progress(each, self._chosen(each), self.seen, self._teller.standing)
 
     def _chosen(self, each: ActedGrid) -> tuple[Work, ...]:
         """What of the grid is asked for, as far as it is known."""

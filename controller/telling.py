@@ -30,6 +30,7 @@ class Teller:
         self, grids: Mapping[str, ActedGrid], view: View, beginnings: Beginnings, *, names_grids: bool
     ) -> None:
         self.told_failed: set[str] = set()  # runs
+        self.standing: Mapping[str, str] = {}  # by run: how it stood as of the last look at what waits
         self._grids = grids
         self._view = view
         self._beginnings = beginnings
@@ -112,7 +113,7 @@ class Teller:
 
     def _tell_waits(self, seen: Observation) -> None:
         waits: dict[str, list[Work]] = {}
-        texts = told(seen)
+        texts = self.standing = told(seen)
         for each in self._grids.values():
             for work in each.view().wants:
                 text = texts.get(work.run, "")
