@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.apiserver import NOBODY, ApiServer, api_server, missing
+from cluster.apiserver import NOBODY, ApiServer, api_server, connections_reset, missing
 from controller.cluster import (
     CONFIG_MAPS,
     EVENTS,
@@ -236,7 +236,9 @@ def test_events_are_counted_up(client: Cluster) -> None:
 
 def test_warnings_of_pod_security_are_kept(client: Cluster, namespace: str) -> None:
     client.patch(NAMESPACES, namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/warn": "restricted"}}})
-    client.create(JOBS, job("a"))
+    until = time.monotonic() + 30  # the server's admission learns of the label by a watch of its own
+    while not client.warnings and time.monotonic() < until:
+        client.create(JOBS, job("a"), dry_run=True)
     assert any("restricted" in text for text in client.warnings)
 
 
@@ -315,7 +317,7 @@ def test_pods_that_a_quota_refuses_are_told_of_their_job(client: Cluster, contro
 
 def test_the_mirror_outlives_a_crash_of_the_server(client: Cluster, server: ApiServer) -> None:
     client.create(JOBS, job("before"))
-    with Mirror(client) as mirror:
+    with connections_reset(), Mirror(client) as mirror:
         assert set(mirror.snapshot().jobs) == {Work("before", False)}
         server.stop()
         creates = threading.Thread(target=client.create, args=(JOBS, job("after")))  # it waits for the server

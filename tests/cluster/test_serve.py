@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from pictures import import_pictures
 from stores import FlakyServer, Server, place_on
 
-from cluster.apiserver import NOBODY, programs
+from cluster.apiserver import NOBODY, connections_reset, programs
 from cluster.lab import SETTINGS, STAGES, THREE_STAGES, Ended, Kubelet, Lab
 from controller import serve
 from controller.archive import gather_facts, grid_key, set_intent, settings_key, stored_grid, stored_settings
@@ -394,7 +394,7 @@ def _grids(lab: Lab) -> set[str]:
 
 def test_an_api_server_that_is_away_is_waited_for(lab: Lab) -> None:
     submit(lab, "small")
-    with serving(lab) as served:
+    with connections_reset(), serving(lab) as served:
         until("Jobs", lambda: _running(lab) == 2)
         assert served.asked("/readyz") == (200, "leads\n")
         lab.server.stop()
