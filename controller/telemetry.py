@@ -765,8 +765,8 @@ def _has_no_attempt(failure: Failure) -> bool:
     return failure.reason == "deadline" or (failure.exit_code in codes and failure.reason != "evicted")
 
 
-def _last_values(run: str, rows: Sequence[EpochMetrics], acted: ActedGrid, ended: float) -> LastValues | None:
-    """What the run came to: by its epochs, else by its result; none where it left neither."""
+def _last_values(run: str, rows: Sequence[EpochMetrics], acted: ActedGrid, ended: float) -> LastValues:
+    """What the run came to: by its epochs, else by its result; no epoch where it failed before the first had ended."""
     result = acted.sight.known.results.get(run)
     best = next((row for row in reversed(rows) if row.best), None)
     if best is not None:
@@ -775,7 +775,7 @@ def _last_values(run: str, rows: Sequence[EpochMetrics], acted: ActedGrid, ended
         values = {("grid_run_epoch",): result.epochs_run}
         values |= best_values(result.best_epoch, result.validation_loss, result.validation_accuracy)
     else:
-        return None
+        values = {("grid_run_epoch",): 0}
     epochs = acted.sight.runs[run].hyperparameters.epochs
     return LastValues(run, ended, values | {("grid_run_epochs",): epochs})
 

@@ -1,14 +1,12 @@
 """Dashboards, rules and scrape configs ask for what is there, say what they show, and lead to one another.
 
-What needs Prometheus' own parser wants promtool: PROMTOOL names one, else one on PATH or in the cache folder. Debian's
-package `prometheus` has it; without root: `apt-get download prometheus && dpkg -x prometheus_*.deb ~/.cache/…`.
+What needs Prometheus' own parser wants promtool: monitoring/prometheus.py says where one is looked for.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from kubernetes_objects import check_schema
+from monitoring.prometheus import discovered, program, quickened
 from test_kustomize import kubectl, rendered
 
 import k8s.monitoring.__main__ as monitoring_main
@@ -57,23 +56,16 @@ VARIABLES = {
 WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "offset", "bool"}
 
 
-@functools.cache
-def promtool() -> str | None:
-    """A promtool, if there is one."""
-    cache = Path(os.environ.get("MONITORING_CACHE") or Path.home() / ".cache" / "experiment-grid-monitoring")
-    cached = next((str(path) for path in sorted(cache.rglob("promtool")) if path.is_file()), None)
-    return os.environ.get("PROMTOOL") or shutil.which("promtool") or cached
-
-
 needs_promtool = pytest.mark.skipif(
-    promtool() is None, reason="no promtool on PATH, in PROMTOOL or in the cache: Debian's package prometheus has it"
+    program("promtool") is None,
+    reason="no promtool on PATH, in PROMTOOL or in the cache, where `make test-cluster` puts Debian's",
 )
 
 
 def run_promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = promtool()
-    assert program is not None
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    promtool = program("promtool")
+    assert promtool is not None
+    return subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
 
 
 @functools.cache
@@ -103,26 +95,28 @@ class Asked(NamedTuple):
     expression: str
 
 
-def asked() -> Iterator[Asked]:
-    """Every query of dashboards, their annotations and variables, and of rules; variables have values."""
+def asked(values: Mapping[str, str] = VARIABLES) -> Iterator[Asked]:
+    """Every query of dashboards, their annotations and variables, and of rules; variables have these values."""
     for name in BOARDS:
         for panel in panels(name):
             for target in panel.get("targets", ()):
-                yield Asked(f"{name}: {panel['title']} {target['refId']}", valued(target["expr"]))
+                yield Asked(f"{name}: {panel['title']} {target['refId']}", valued(target["expr"], values))
         for each in model(name).get("annotations", {}).get("list", ()):
             if "expr" in each:
-                yield Asked(f"{name}: annotation {each['name']}", valued(each["expr"]))
+                yield Asked(f"{name}: annotation {each['name']}", valued(each["expr"], values))
         for variable in model(name)["templating"]["list"]:
             if variable["type"] == "query":
                 found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
                 assert found is not None, variable
-                yield Asked(f"{name}: variable {variable['name']}", f"count by ({found[2]}) ({valued(found[1])})")
+                yield Asked(
+                    f"{name}: variable {variable['name']}", f"count by ({found[2]}) ({valued(found[1], values)})"
+                )
     for rule in rules():
         yield Asked(f"rule {rule.get('alert') or rule['record']}", rule["expr"])
 
 
-def valued(text: str) -> str:
-    for name, value in VARIABLES.items():
+def valued(text: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
         text = text.replace(name, value)
     assert "$" not in text, text
     return text
@@ -408,6 +402,19 @@ def test_every_alert_fires_when_it_should_and_only_then() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_rules_made_quicker_differ_by_their_durations_alone() -> None:
+    text = RULES.read_text(encoding="utf-8")
+    quick = yaml.safe_load(quickened(text, 20))["groups"]
+    (stalled,) = (rule for group in quick for rule in group["rules"] if rule.get("alert") == "GridRunStalled")
+    assert "> 45" in stalled["expr"]
+    assert stalled["for"] == "15000ms"
+    (missing,) = (rule for group in quick for rule in group["rules"] if rule.get("alert") == "GridRunMemoryNearLimit")
+    assert missing["expr"] == ALERTS["GridRunMemoryNearLimit"]["expr"]
+    assert yaml.safe_load(quickened(text, 1)) != yaml.safe_load(text)  # 5m is 300000ms
+    without = [re.sub(r"\[\w+\]|900|\d+ms|interval.*|for: .*", "", each) for each in (quickened(text, 1), text)]
+    assert len({yaml.safe_dump(yaml.safe_load(each)) for each in without}) == 1
+
+
 @pytest.mark.parametrize("alert", list(ALERTS))
 def test_an_alert_is_tried_where_it_fires_and_where_it_does_not(alert: str) -> None:
     tried = [
@@ -461,22 +468,17 @@ def test_prometheus_takes_the_scrape_config(name: str, tmp_path: Path) -> None:
 
 def pod_metadata(pod: Mapping[str, Any], component: str) -> list[dict[str, str]]:
     """What Prometheus' discovery says of each port that the pod's containers name."""
-    labels = {re.sub(r"\W", "_", f"__meta_kubernetes_pod_label_{key}"): value for key, value in pod["labels"].items()}
-    assert labels["__meta_kubernetes_pod_label_app_kubernetes_io_component"] == component
-    return [
-        {
-            **labels,
-            "__meta_kubernetes_namespace": "experiment-grid",
-            "__meta_kubernetes_pod_name": "pod",
-            "__meta_kubernetes_pod_phase": "Running",
-            "__meta_kubernetes_pod_container_name": container["name"],
-            "__meta_kubernetes_pod_container_port_name": port["name"],
-            "__meta_kubernetes_pod_container_port_number": str(port["containerPort"]),
-            "__address__": f"10.0.0.1:{port['containerPort']}",
-        }
-        for container in pod["containers"]
-        for port in container.get("ports", ())
-    ]
+    found = list(
+        discovered(
+            {
+                "metadata": {"namespace": "experiment-grid", "name": "pod", "labels": pod["labels"]},
+                "spec": {"containers": pod["containers"]},
+                "status": {"phase": "Running", "podIP": "10.0.0.1"},
+            }
+        )
+    )
+    assert {each["__meta_kubernetes_pod_label_app_kubernetes_io_component"] for each in found} == {component}
+    return found
 
 
 def trainer_pod() -> dict[str, Any]:

@@ -57,6 +57,7 @@ WAITING_SECONDS = 25.0  # for a node, a quota or a queue
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5  # it has no checkpoint to write
 KEPT_SECONDS = 120  # where it could not be deleted
+WORKLOAD_JOB_LABEL = "kueue.x-k8s.io/job-uid"  # of a Workload, as Kueue sets it
 
 
 def probe_name() -> str:
@@ -145,23 +146,24 @@ def check_in_pod(cluster: Cluster, template: JobTemplate, tell: Callable[[str], 
     began = time.time()
     try:
         try:
-            cluster.create(JOBS, probe_job(template, name))
+            made = cluster.create(JOBS, probe_job(template, name))
         except ClusterError as error:
             yield Check("probe", "wrong", error.message, error.hint)
             return
-        seen = _watched(cluster, name, tell, queues=template.settings.queue is not None)
+        uid = made["metadata"]["uid"] if template.settings.queue is not None else None
+        seen = _watched(cluster, name, tell, queued_uid=uid)
     finally:
         _remove(cluster, name)
     yield from judge(seen, template.settings, began, time.time())
 
 
-def _watched(cluster: Cluster, name: str, tell: Callable[[str], None], *, queues: bool) -> Seen:
-    """The probe when it has come to something, or is given up."""
+def _watched(cluster: Cluster, name: str, tell: Callable[[str], None], *, queued_uid: str | None) -> Seen:
+    """The probe when it has come to something, or is given up; `queued_uid` is its Job's where a queue is set."""
     began = time.monotonic()
     told = ""
-    kueue = cluster.kueue() if queues else None
+    kueue = cluster.kueue() if queued_uid is not None else None
     while True:
-        seen = _look(cluster, name, time.monotonic() - began, kueue)
+        seen = _look(cluster, name, time.monotonic() - began, kueue, f"{WORKLOAD_JOB_LABEL}={queued_uid}")
         if is_over(seen):
             return seen
         if seen.waits_for != told:
@@ -170,7 +172,7 @@ def _watched(cluster: Cluster, name: str, tell: Callable[[str], None], *, queues
         time.sleep(POLL_SECONDS)
 
 
-def _look(cluster: Cluster, name: str, seconds: float, kueue: Kueue | None) -> Seen:
+def _look(cluster: Cluster, name: str, seconds: float, kueue: Kueue | None, selector: str) -> Seen:
     pods = cluster.list(PODS, _as_of_a_run, selector=f"{PROBE_LABEL}={name}").items
     if pods:
         return Seen(seconds, pods[-1])
@@ -180,9 +182,8 @@ def _look(cluster: Cluster, name: str, seconds: float, kueue: Kueue | None) -> S
     if refusals or kueue is None:
         return Seen(seconds, refusal=max(refusals, key=lambda each: each.time, default=None))
     with suppress(Forbidden):
-        for each in cluster.list(kueue.workloads, workload_view).items:
-            if each.work.run == name:
-                return Seen(seconds, workload=each)
+        if found := cluster.list(kueue.workloads, workload_view, selector=selector).items:
+            return Seen(seconds, workload=found[0])
     return Seen(seconds)
 
 

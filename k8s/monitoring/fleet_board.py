@@ -21,7 +21,7 @@ from k8s.monitoring.panels import (
     rows,
     variable,
 )
-from k8s.monitoring.queries import PLACE, WAITS, quantile, rate
+from k8s.monitoring.queries import PLACE, WAITS, count, quantile, rate
 
 OPEN_GRID = f"/d/{GRID}?{KEPT}&var-grid=${{__data.fields.grid}}"
 OF_GRIDS = f'{PLACE},grid=~"$grid"'
@@ -218,7 +218,7 @@ def _work(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Failed attempts within a day",
             "Attempts that failed in the last 24 hours, by grid and reason, retries included.",
             "none",
-            f"sum by (grid, reason) (increase(grid_failures_total{{{OF_GRIDS}}}[1d])) > 0",
+            f"{count('grid_failures_total', OF_GRIDS, '1d', 'grid, reason')} > 0",
             "{{grid}}: {{reason}}",
             steps=((None, "orange"), (3, "red")),
             width=8,
@@ -258,7 +258,7 @@ def _controller(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Watches begun again",
             "Watches of Jobs, pods and other objects that ended and were begun again within five minutes.",
             "none",
-            [query(f"sum by (resource) (increase(grid_watch_restarts_total{{{PLACE}}}[5m]))", "{{resource}}")],
+            [query(count("grid_watch_restarts_total", PLACE, "5m", "resource"), "{{resource}}")],
             width=8,
             low=0,
         )
@@ -291,9 +291,9 @@ def _controller(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "wrong.",
             "none",
             [
-                query(f"sum by (kind) (increase(grid_run_store_errors_total{{{PLACE}}}[5m])) > 0", "runs: {{kind}}"),
+                query(f"{count('grid_run_store_errors_total', PLACE, '5m', 'kind')} > 0", "runs: {{kind}}"),
                 query(
-                    f"sum by (kind) (increase(grid_store_errors_total{{{PLACE}}}[5m])) > 0",
+                    f"{count('grid_store_errors_total', PLACE, '5m', 'kind')} > 0",
                     "controller: {{kind}}",
                     ref="B",
                 ),

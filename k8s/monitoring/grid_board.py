@@ -27,6 +27,7 @@ from k8s.monitoring.queries import (
     ROW,
     WAITS,
     by_experiment,
+    count,
     last,
     newest,
     of_rows,
@@ -235,7 +236,7 @@ def _failures(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Attempts that failed within the last hour, those that were tried again too: for the spec, the data, the "
             "store, the training, the device, want of memory (oom), the image and so on. A stop is no failure.",
             "none",
-            [query(f"sum by (reason) (increase(grid_failures_total{{{OF_GRID}}}[1h])) > 0", "{{reason}}")],
+            [query(f"{count('grid_failures_total', OF_GRID, '1h', 'reason')} > 0", "{{reason}}")],
             low=0,
             stacked=True,
             legend_values=("lastNotNull",),
@@ -307,7 +308,7 @@ def _times(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Attempts begun within an hour, and GPUs that the grid's pods hold on average over five minutes.",
             "none",
             [
-                query(f"sum (increase(grid_attempts_total{{{OF_GRID}}}[1h]))", "attempts begun", ref="A"),
+                query(count("grid_attempts_total", OF_GRID, "1h"), "attempts begun", ref="A"),
                 query(f"sum (rate(grid_gpu_seconds_total{{{OF_GRID}}}[5m]))", "GPUs held", ref="B"),
             ],
             width=8,

@@ -60,6 +60,12 @@ def rate(metric: str, labels: str, by: str = "") -> str:
     return f"sum{kept} (rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
+def count(metric: str, labels: str, over: str, by: str = "") -> str:
+    """How many more a counter of things has come to, summed; whole, since `increase` makes 2.05 of two."""
+    kept = f" by ({by})" if by else ""
+    return f"round (sum{kept} (increase({metric}{{{labels}}}[{over}])))"
+
+
 def quantile(share: float, histogram: str, labels: str, by: str = "", over: str = "$__rate_interval") -> str:
     """The value below which that share of what a histogram counted lies."""
     kept = ", ".join(filter(None, ("le", by)))

@@ -21,7 +21,7 @@ from k8s.monitoring.panels import (
     query,
     variable,
 )
-from k8s.monitoring.queries import OF_RUN, PLACE, quantile, rate
+from k8s.monitoring.queries import OF_RUN, PLACE, count, quantile, rate
 
 LOGS = """\
 ```sh
@@ -291,7 +291,7 @@ def _memory(made: dashboard.Dashboard) -> dashboard.Dashboard:
         "s",
         [
             query(f"max (grid_run_checkpoint_seconds{{{OF_RUN}}})", "time to write the newest", ref="A"),
-            query(f"sum (increase(grid_run_checkpoints_total{{{OF_RUN}}}[5m]))", "written in five minutes", ref="B"),
+            query(count("grid_run_checkpoints_total", OF_RUN, "5m"), "written in five minutes", ref="B"),
         ],
         low=0,
     )
@@ -326,9 +326,9 @@ def _store(made: dashboard.Dashboard) -> dashboard.Dashboard:
             "Requests within five minutes that came to nothing, and those that were sent again, by what was wrong.",
             "none",
             [
-                query(f"sum by (kind) (increase(grid_run_store_errors_total{{{OF_RUN}}}[5m]))", "{{kind}}", ref="A"),
+                query(count("grid_run_store_errors_total", OF_RUN, "5m", "kind"), "{{kind}}", ref="A"),
                 query(
-                    f"sum by (kind) (increase(grid_run_store_retries_total{{{OF_RUN}}}[5m]))",
+                    count("grid_run_store_retries_total", OF_RUN, "5m", "kind"),
                     "{{kind}}, again",
                     ref="B",
                 ),

@@ -41,7 +41,7 @@ from pictures import import_pictures
 from cluster.apiserver import ApiServer, api_server, missing
 from cluster.grids import LONG, Bench, numbers
 from cluster.lab import Lab
-from cluster.real import S3, SECRET, Cluster
+from cluster.real import LEASE, S3, SECRET, Cluster
 from controller.cluster import NAMESPACES, open_cluster
 from trainer.store import FileStore, S3Store
 
@@ -127,6 +127,40 @@ def bench(cluster: Cluster, s3_store: S3Store, tmp_path: Path) -> Iterator[Bench
     cluster.kubectl("delete", "jobs", "--all", "--cascade=foreground", "--wait=true", "--timeout=120s")
 
 
+@pytest.fixture
+def controller(bench: Bench) -> Iterator[str]:
+    """The name of the Deployment in the tests' namespace, its pod ready, for the test's own store."""
+    cluster, s3 = bench.cluster, bench.cluster.s3
+    name, _, digest = cluster.image.partition("@")
+    keys = [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}}
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    ]
+    literals = [f"GRID_STORE={bench.store.uri}", f"AWS_ENDPOINT_URL={s3.endpoint_in_pods}"]
+    environment = [{"op": "add", "path": "/spec/template/spec/containers/0/env", "value": keys}]
+    no_policy = {"$patch": "delete", "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "experiment-grid"}}
+    deployment = {"kind": "Deployment", "name": "controller"}
+    customization = {
+        "namespace": cluster.namespace,
+        "resources": [os.path.relpath(ROOT / "k8s" / "base", bench.folder.resolve())],
+        "images": [{"name": "experiment-grid", "newName": name, **({"digest": digest} if digest else {})}],
+        "configMapGenerator": [{"name": "controller-environment", "behavior": "merge", "literals": literals}],
+        "patches": [
+            {"target": deployment, "patch": json.dumps(environment)},
+            {"patch": json.dumps(no_policy)},  # the tests' own stands already
+            {"target": {"kind": "NetworkPolicy"}, "patch": json.dumps(_anywhere())},  # the store is in another
+        ],
+    }
+    (bench.folder / "kustomization.yaml").write_text(json.dumps(customization))
+    cluster.kubectl("apply", "-k", bench.folder)
+    try:
+        cluster.kubectl("rollout", "status", "deployment/controller", "--timeout=180s")
+        cluster.until("it to lead: the one of the test before may still have the lease", lambda: _is_leading(bench))
+        yield "controller"
+    finally:
+        cluster.kubectl("delete", "-k", bench.folder, "--ignore-not-found", "--wait=true", "--timeout=120s")
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The numbers of LONG's run, trained in one go on this machine."""
@@ -205,6 +239,17 @@ def _existing_cluster(namespace: str) -> Cluster:
 def _put_secret(cluster: Cluster) -> None:
     keys = {"AWS_ACCESS_KEY_ID": cluster.s3.access_key, "AWS_SECRET_ACCESS_KEY": cluster.s3.secret_key}
     cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys})
+
+
+def _is_leading(bench: Bench) -> bool:
+    pods = bench.cluster.get("pods", "-l", "app.kubernetes.io/component=controller")["items"]
+    leases = [each["spec"] for each in bench.cluster.get("leases")["items"] if each["metadata"]["name"] == LEASE]
+    holder = (leases[0].get("holderIdentity") or "") if leases else ""
+    return any(holder.startswith(f"{pod['metadata']['name']}_") for pod in pods)
+
+
+def _anywhere() -> list[dict[str, Any]]:
+    return [{"op": "replace", "path": "/spec/egress", "value": [{}]}]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SECRET = "s3-credentials"  # in the tests' namespace: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+LEASE = "experiment-grid"  # of the controller that acts on a namespace
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from cluster.grids import STAGES, Bench, attempts, grid_text, runs_of_pods
-from cluster.real import SECRET
+from cluster.real import LEASE
 from controller.knowledge import read_decisions
 from trainer.failure import ExitCode
 
 ROOT = Path(__file__).parent.parent.parent
 ACCOUNT = "experiment-grid-controller"
-LEASE = "experiment-grid"
 SELF_REVIEWS = {"selfsubjectaccessreviews", "selfsubjectrulesreviews", "selfsubjectreviews"}  # everyone's
 RIGHTS = {
     "jobs.batch": {"get", "list", "watch", "create", "patch", "delete"},
@@ -27,51 +20,6 @@ RIGHTS = {
     "events": {"list", "watch", "create", "patch"},
     "configmaps": {"list", "watch"},
 }
-
-
-@pytest.fixture
-def controller(bench: Bench) -> Iterator[str]:
-    """The name of the Deployment in the tests' namespace, its pod ready, for the test's own store."""
-    cluster, s3 = bench.cluster, bench.cluster.s3
-    name, _, digest = cluster.image.partition("@")
-    keys = [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}}
-        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    ]
-    literals = [f"GRID_STORE={bench.store.uri}", f"AWS_ENDPOINT_URL={s3.endpoint_in_pods}"]
-    environment = [{"op": "add", "path": "/spec/template/spec/containers/0/env", "value": keys}]
-    no_policy = {"$patch": "delete", "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "experiment-grid"}}
-    deployment = {"kind": "Deployment", "name": "controller"}
-    customization = {
-        "namespace": cluster.namespace,
-        "resources": [os.path.relpath(ROOT / "k8s" / "base", bench.folder.resolve())],
-        "images": [{"name": "experiment-grid", "newName": name, **({"digest": digest} if digest else {})}],
-        "configMapGenerator": [{"name": "controller-environment", "behavior": "merge", "literals": literals}],
-        "patches": [
-            {"target": deployment, "patch": json.dumps(environment)},
-            {"patch": json.dumps(no_policy)},  # the tests' own stands already
-            {"target": {"kind": "NetworkPolicy"}, "patch": json.dumps(_anywhere())},  # the store is in another
-        ],
-    }
-    (bench.folder / "kustomization.yaml").write_text(json.dumps(customization))
-    cluster.kubectl("apply", "-k", bench.folder)
-    try:
-        cluster.kubectl("rollout", "status", "deployment/controller", "--timeout=180s")
-        cluster.until("it to lead: the one of the test before may still have the lease", lambda: _is_leading(bench))
-        yield "controller"
-    finally:
-        cluster.kubectl("delete", "-k", bench.folder, "--ignore-not-found", "--wait=true", "--timeout=120s")
-
-
-def _is_leading(bench: Bench) -> bool:
-    pods = bench.cluster.get("pods", "-l", "app.kubernetes.io/component=controller")["items"]
-    leases = [each["spec"] for each in bench.cluster.get("leases")["items"] if each["metadata"]["name"] == LEASE]
-    holder = (leases[0].get("holderIdentity") or "") if leases else ""
-    return any(holder.startswith(f"{pod['metadata']['name']}_") for pod in pods)
-
-
-def _anywhere() -> list[dict[str, Any]]:
-    return [{"op": "replace", "path": "/spec/egress", "value": [{}]}]
 
 
 def logs(bench: Bench) -> str:
