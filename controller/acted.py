@@ -93,6 +93,7 @@ def observation(snapshot: Snapshot, grids: Mapping[str, GridView], known: Collec
         failures=only.failures if only else {run: one for each in known for run, one in each.failures.items()},
         quota=snapshot.quota,
         workloads=snapshot.workloads,
+        known=known,
     )
 
 

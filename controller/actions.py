@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from controller.jobs import (
     FAILURE_ANNOTATION,
     KEPT_ANNOTATION,
+    OUTCOME_ANNOTATION,
     PROGRESS_ANNOTATIONS,
     RESUMED_ANNOTATION,
     TRANSITION_ANNOTATION,
@@ -110,6 +111,15 @@ class NoteProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteDone:
+    """Say on the finished Job, once, what its work came to. On the Job as it was seen."""
+
+    job: JobView
+    told: str  # for people
+    values: Mapping[str, str]  # as NoteProgress has them; a test has none
+
+
+@dataclass(frozen=True, slots=True)
 class NoteResumed:
     """Say on the Job, once for each pod, that the run goes on from a checkpoint. On the Job as it was seen."""
 
@@ -154,6 +164,7 @@ JobAction: TypeAlias = (
     | MarkFailed
     | NoteTries
     | NoteProgress
+    | NoteDone
     | NoteResumed
     | NoteKept
     | SetTtl
@@ -186,7 +197,10 @@ def changes(action: Action) -> dict[str, Any] | None:
         case NoteTries(text=text, told=told):
             return _annotated({TRIES_ANNOTATION: text, TRANSITION_ANNOTATION: told})
         case NoteProgress(values=values):
-            return _annotated({PROGRESS_ANNOTATIONS[key]: value for key, value in values.items()})
+            return _annotated(_progress(values))
+        case NoteDone(told=told, values=values):
+            said = {OUTCOME_ANNOTATION: told, TRANSITION_ANNOTATION: f"done: {told}"}
+            return _annotated(said | _progress(values))
         case NoteResumed(pod=pod, told=told):
             return _annotated({RESUMED_ANNOTATION: pod, TRANSITION_ANNOTATION: told})
         case NoteKept(text=text, told=None):
@@ -221,6 +235,10 @@ def notice(action: Action) -> Notice | None:
 
 def _failed(failure: Failure) -> Notice:
     return Notice("Warning", "RunFailed", failure_text(failure))
+
+
+def _progress(values: Mapping[str, str]) -> dict[str, str]:
+    return {PROGRESS_ANNOTATIONS[key]: value for key, value in values.items()}
 
 
 def _annotated(annotations: Mapping[str, str | None]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ RESUMED_ANNOTATION = f"{DOMAIN}/resumed-pod"  # uid of the last pod of which it 
 KEPT_ANNOTATION = (
     f"{DOMAIN}/kept-by"  # JSON: "grid/stage" and time of each decision of which it was told that it kept it
 )
+OUTCOME_ANNOTATION = f"{DOMAIN}/outcome"  # for people: the numbers that the store has of a finished Job's work
 SPEC_ANNOTATION = f"{DOMAIN}/spec"  # the run's spec.yaml, which the pod reads through the downward API
 PROGRESS_ANNOTATIONS = {
     "epoch": f"{DOMAIN}/epoch",
@@ -46,6 +47,15 @@ PROGRESS_ANNOTATIONS = {
 }
 TEST_SUFFIX = "-test"
 CONTAINER = "trainer"  # the pod's container that trains; a pod template patch, or a mesh, may put others beside it
+
+
+def progress_values(epoch: int, validation_accuracy: float, images_per_second: float) -> dict[str, str]:
+    """What a Job shows of its run, by the keys of PROGRESS_ANNOTATIONS; the accuracy, 0..1, is the best so far."""
+    return {
+        "epoch": str(epoch),
+        "validation_accuracy": f"{validation_accuracy:.4f}",
+        "images_per_second": f"{images_per_second:.1f}",
+    }
 
 
 def job_name(work: Work) -> str:
@@ -100,6 +110,7 @@ class JobView:
     failure: str | None = None  # the annotation's text: the store has, or had, a final failure of this very Job
     resumed_pod: str | None = None  # likewise
     kept_by: str | None = None  # likewise
+    outcome: str | None = None  # likewise
 
     @property
     def is_finished(self) -> bool:
@@ -202,6 +213,7 @@ def job_view(job: Mapping[str, Any]) -> JobView | None:
         failure=annotations.get(FAILURE_ANNOTATION),
         resumed_pod=annotations.get(RESUMED_ANNOTATION),
         kept_by=annotations.get(KEPT_ANNOTATION),
+        outcome=annotations.get(OUTCOME_ANNOTATION),
     )
 
 

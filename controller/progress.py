@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from controller.acted import ActedGrid
-from controller.jobs import PodView
+from controller.jobs import PodView, progress_values
 from controller.live import GridProgress, RunProgress
 from controller.overview import Overview
 from controller.reconcile import Observation
@@ -62,11 +62,9 @@ class RunningMetrics:
     def annotations(self) -> dict[str, dict[str, str]]:
         """What to show of them on their Jobs, by run: epoch, best validation accuracy (0..1), images per second."""
         return {
-            run: {
-                "epoch": str(rows[-1].epoch),
-                "validation_accuracy": f"{max(row.validation_accuracy for row in rows):.4f}",
-                "images_per_second": f"{rows[-1].images_per_second:.1f}",
-            }
+            run: progress_values(
+                rows[-1].epoch, max(row.validation_accuracy for row in rows), rows[-1].images_per_second
+            )
             for run, rows in self._rows.items()
             if rows
         }

@@ -25,6 +25,7 @@ from controller.actions import (
     Delete,
     ListPods,
     MarkFailed,
+    NoteDone,
     NoteKept,
     NoteProgress,
     NoteResumed,
@@ -50,9 +51,9 @@ from controller.attempts import (
     show_exit,
     tries_after,
 )
-from controller.jobs import JobView, PodView, WorkloadView, read_time
+from controller.jobs import JobView, PodView, WorkloadView, progress_values, read_time
 from controller.settings import PENDING_SECONDS, PROGRESS_SECONDS
-from controller.standing import Held, Work, excess_failures, failure_text
+from controller.standing import Held, Known, Work, excess_failures, failure_text, numbers_text
 from controller.wording import count_text, plain, seconds_text
 from trainer.failure import FINAL_EXITS, Failure
 
@@ -122,6 +123,7 @@ class Observation:
     resumed: Mapping[str, Resumption] = field(default_factory=dict)  # by run whose pod went on from a checkpoint
     quota: Mapping[Work, str] = field(default_factory=dict)  # why a pod, or the Job itself, was refused
     workloads: Mapping[Work, WorkloadView] = field(default_factory=dict)
+    known: Collection[Known] = ()  # what the store says of each grid, its numbers too
     refused: Collection[str] = frozenset()  # grids by whose settings the API made no Job when it was last asked
 
     def is_done(self, work: Work) -> bool:
@@ -340,6 +342,8 @@ class _Scene:
             yield SetTtl(job, seconds)
         elif (relabel := self.relabel(job, claim)) is not None:
             yield relabel
+        elif (done := self.done(job, claim)) is not None:
+            yield done
         elif (job.kept_by is not None or work.run in self.kept_runs) and (kept := self.kept(job)) is not None:
             yield kept
 
@@ -455,6 +459,20 @@ class _Scene:
         if before is not None and _seconds(self.seen.now, read_time(before)) < every:
             return None
         return {**values, "time": self.seen.now.isoformat(timespec="seconds")}
+
+    def done(self, job: JobView, claim: Claim) -> NoteDone | None:
+        """What to say, where progress is shown, of what a finished Job's work came to."""
+        if job.outcome is not None or claim.progress_seconds is None:
+            return None
+        known = next((each for each in self.seen.known if each.is_done(job.work)), None)
+        if known is None:
+            return None
+        values: dict[str, str] = {}
+        if not job.work.is_test:
+            result = known.results[job.work.run]
+            values = progress_values(result.epochs_run, result.validation_accuracy, result.images_per_second)
+            values["time"] = self.seen.now.isoformat(timespec="seconds")
+        return NoteDone(job, numbers_text(job.work, known), values)
 
     def is_news(self, job: JobView, resumed: Resumption) -> bool:
         """Whether it is a pod of this very Job that went on, and nobody has told so yet."""

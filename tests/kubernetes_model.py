@@ -17,6 +17,7 @@ from controller.jobs import (
     FAILURE_ANNOTATION,
     GRID_LABEL_PREFIX,
     KEPT_ANNOTATION,
+    OUTCOME_ANNOTATION,
     PROGRESS_ANNOTATIONS,
     RESUMED_ANNOTATION,
     TRIES_ANNOTATION,
@@ -84,6 +85,7 @@ class Job:
             failure=self.annotations.get(FAILURE_ANNOTATION),
             resumed_pod=self.annotations.get(RESUMED_ANNOTATION),
             kept_by=self.annotations.get(KEPT_ANNOTATION),
+            outcome=self.annotations.get(OUTCOME_ANNOTATION),
         )
 
 

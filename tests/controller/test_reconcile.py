@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from kubernetes_model import START as NOW
 from kubernetes_views import job_view_of, pod_view_of
+from results import result, result_of_test
 
 from controller.actions import (
     Action,
@@ -17,6 +18,7 @@ from controller.actions import (
     Delete,
     ListPods,
     MarkFailed,
+    NoteDone,
     NoteKept,
     NoteProgress,
     NoteResumed,
@@ -757,6 +759,32 @@ def test_progress_costs_nothing_where_there_is_none_to_show(values: dict[str, An
     assert decide(seen(grid(**values), job(progress=shown), pod(), progress={"a": {"epoch": "3"}})) == ()
 
 
+@pytest.mark.parametrize(
+    ("work", "told", "values"),
+    [
+        pytest.param(
+            A,
+            "validation accuracy 0.5000, loss 1.2500 in epoch 3",
+            {"epoch": "4", "validation_accuracy": "0.5000", "images_per_second": "800.0", "time": NOW.isoformat()},
+            id="training",
+        ),
+        pytest.param(Work("a", is_test=True), "test accuracy 0.2500, loss 2.0000", {}, id="test"),
+    ],
+)
+def test_a_finished_job_says_once_what_its_work_came_to(work: Work, told: str, values: dict[str, str]) -> None:
+    numbers = {"best_epoch": 3, "epochs_run": 4, "validation_accuracy": 0.5, "validation_loss": 1.25}
+    known = Known(
+        results={"a": result("a", images_per_second=800, **numbers)},
+        tests={"a": result_of_test("a", test_accuracy=0.25, test_loss=2)},
+    )
+    ended_job = job(work, complete_since=ago(5), progress={"epoch": "1", "time": ago(3).isoformat()})
+    store = {"results": {"a"}, "tests": {"a"}, "known": [known]}
+    (action,) = decide(seen(grid(A, work), ended_job, **store))
+    assert action == NoteDone(ended_job, told, values)
+    assert decide(seen(grid(A, work), replace(ended_job, outcome=told), **store)) == ()
+    assert decide(seen(grid(A, work, progress_seconds=None), ended_job, **store)) == ()
+
+
 def test_that_a_run_went_on_is_told_once_for_each_pod() -> None:
     went_on = {"a": Resumption("pod-a", 4)}
     observed = seen(job(), pod(), resumed=went_on)
@@ -852,6 +880,19 @@ def test_what_frees_a_place_comes_first() -> None:
             NoteProgress(job(), {"epoch": "3"}),
             {"metadata": {"annotations": {"experiment-grid.dev/epoch": "3"}}},
             id="progress",
+        ),
+        pytest.param(
+            NoteDone(job(), "loss 0.5000", {"epoch": "3"}),
+            {
+                "metadata": {
+                    "annotations": {
+                        "experiment-grid.dev/outcome": "loss 0.5000",
+                        "experiment-grid.dev/last-transition": "done: loss 0.5000",
+                        "experiment-grid.dev/epoch": "3",
+                    }
+                }
+            },
+            id="done",
         ),
         pytest.param(
             NoteResumed(job(), "uid-1", "resumed at epoch 4"),

@@ -20,12 +20,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from kubernetes_model import Conflict, World
+from results import result, result_of_test
 
 from controller.actions import (
     Action,
     Create,
     Delete,
     ListPods,
+    NoteDone,
     NoteKept,
     NoteResumed,
     RecordFailure,
@@ -40,6 +42,8 @@ from controller.standing import Held, Known, Work, run_state
 RUNS = ("a", "b", "c", "d")
 TEST = Work("a", True)  # to come once run a is trained
 EXITS = (0, 0, 0, 1, 64, 65, 69, 70, 71, 75, 137, 143)
+RESULTS = {run: result(run) for run in RUNS}
+TESTS = {TEST.run: result_of_test(TEST.run)}
 ROUNDS = 400  # within which a grid left alone ends
 
 
@@ -280,14 +284,16 @@ class Cluster(RuleBasedStateMachine):
         world = self.world
         viewer.advance(viewer.jobs_at, world.history[viewer.jobs_at].jobs)
         pods = world.history[viewer.pods_at].pods
+        results, tests = world.shown(world.results), world.shown(world.tests)
         seen = Observation(
             now=world.now,
             grids=dict(self.grids),
             jobs=viewer.seen_jobs,
             pods=pods,
             unlisted=frozenset(viewer.unlisted),
-            results=world.shown(world.results),
-            tests=world.shown(world.tests),
+            results=results,
+            tests=tests,
+            known=[Known(results={run: RESULTS[run] for run in results}, tests={run: TESTS[run] for run in tests})],
             failures=dict(world.failures),
             resumed={
                 pod.work.run: Resumption(pod.name, pod.resumed_from)
@@ -336,6 +342,9 @@ class Cluster(RuleBasedStateMachine):
         except Conflict:
             return
         viewer.written[job.work] = job
+        if isinstance(action, NoteDone):
+            assert (job.uid, "done") not in self.told, "told twice"
+            self.told.add((job.uid, "done"))
         if isinstance(action, NoteResumed | NoteKept) and notice(action) is not None:
             happening = job.uid, action.pod if isinstance(action, NoteResumed) else str(action.text)
             assert happening not in self.told, "told twice"
@@ -543,8 +552,14 @@ def test_a_controller_that_is_killed_between_two_actions_loses_nothing() -> None
         assert cluster.world.results.keys() == set(RUNS)
 
 
-def test_requests_for_a_quiet_grid_are_two_a_run() -> None:
-    cluster = cluster_of(*(Work(run, False) for run in RUNS), parallelism=2)
+@pytest.mark.parametrize(
+    ("progress_seconds", "also"),
+    [pytest.param(None, [], id="shown-nowhere"), pytest.param(60.0, ["NoteDone"] * 4, id="shown")],
+)
+def test_requests_for_a_quiet_grid_are_two_a_run_and_one_where_progress_is_shown(
+    progress_seconds: float | None, also: list[str]
+) -> None:
+    cluster = cluster_of(*(Work(run, False) for run in RUNS), parallelism=2, progress_seconds=progress_seconds)
     done: list[type] = []
     do = cluster.do
 
@@ -554,7 +569,7 @@ def test_requests_for_a_quiet_grid_are_two_a_run() -> None:
 
     cluster.do = do_and_count  # type: ignore[method-assign]
     cluster.teardown()
-    assert sorted(each.__name__ for each in done if each is not ListPods) == ["Create"] * 4 + ["Resume"] * 4
+    assert sorted(each.__name__ for each in done if each is not ListPods) == ["Create"] * 4 + also + ["Resume"] * 4
     assert done.count(ListPods) == 1
 
 
