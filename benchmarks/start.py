@@ -85,6 +85,7 @@ class Starts:
         self._num_classes = data.index.num_classes
         self._threads = available_threads()
         self.workers = Workers(place.store, place.folder, "exact")
+        self.workers.load()
 
     def next_run(self) -> tuple[str, RunSpec]:
         """A run that never started, its spec in the store."""

@@ -13,6 +13,7 @@ grids/<grid>/set_aside/<stage>-<time>.json  decisions over rows that an update c
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,8 +25,8 @@ from pydantic import Field
 from controller.architectures import check_classifier, check_factory
 from controller.changes import describe_changes
 from controller.grid import Grid, parse_grid
-from controller.knowledge import read_decisions, read_failures
-from controller.origins import cure
+from controller.knowledge import read_decisions, read_failures, read_results, runs_with_results
+from controller.origins import cure, data_cure, other_split
 from controller.search import (
     DataFacts,
     Decision,
@@ -48,6 +49,8 @@ from trainer.store import Conflict, NotFound, Store
 from trainer.weights import check_hash_in_name
 
 DIGEST_DIGITS = 12  # of an earlier text's digest, in its name
+CHANGES_SHOWN = 16  # lines that tell how a grid differs from the one that the store has
+RESULTS_ASKED = 500  # results that are read to know what data and weights were that are gone
 BLOCK = 1 << 20
 
 
@@ -134,7 +137,7 @@ def gather_facts(store: Store, needs: Needs, *, lacking: dict[str, DataError] | 
     """
     for name in needs.classifiers:
         check_classifier(name)
-    data = {name: data_facts(load_index(store, name)) for name in needs.data}
+    data = {name: data_facts(read_index(store, name)) for name in needs.data}
     wrong: dict[str, DataError] = {}
     weights: dict[str, str] = {}
     for name in needs.weights:
@@ -142,12 +145,72 @@ def gather_facts(store: Store, needs: Needs, *, lacking: dict[str, DataError] | 
             weights[name] = weights_sha256(store, name)
         except DataError as error:
             wrong[name] = error
-            weights[name] = hashlib.sha256(f"no {name}".encode()).hexdigest()
+            weights[name] = _stand_in(name)
     if lacking is None:
         _refuse(list(wrong.values()))
     else:
         lacking |= wrong
     return Facts(data=data, weights=weights, factories={name: check_factory(name) for name in needs.factories})
+
+
+def read_index(store: Store, name: str) -> DatasetIndex:
+    """The data set's index, as `load_index` reads it; the hint of one that is missing is the whole command."""
+    try:
+        return load_index(store, name)
+    except DataError as error:
+        if not isinstance(error.__cause__, NotFound):
+            raise
+        raise DataError(error.message, hint=f"import it with {data_cure(name)}") from error
+
+
+def facts_to_show(store: Store, needs: Needs) -> tuple[Facts, dict[str, DataError]]:
+    """What is known of all that `needs` names, for those who train nothing; with what the store lacks, by its name.
+
+    Of data and weights that the store lacks, finished runs say what they were; without any, stand-ins are in the
+    facts. Raises SpecError as `gather_facts` does.
+    """
+    lacking: dict[str, DataError] = {}
+    facts = gather_facts(store, replace(needs, data=()), lacking=lacking)
+    data: dict[str, DataFacts] = {}
+    for name in needs.data:
+        try:
+            data[name] = data_facts(read_index(store, name))
+        except DataError as error:
+            lacking[name] = error
+            data[name] = DataFacts(_stand_in(name), 0, {})
+    if not lacking:
+        return replace(facts, data=data), lacking
+    told = _told_by_results(store)
+    return replace(
+        facts,
+        data={
+            name: replace(each, fingerprint=told.get(("data", name), each.fingerprint)) if name in lacking else each
+            for name, each in data.items()
+        },
+        weights={
+            name: told.get(("weights", name), each) if name in lacking else each for name, each in facts.weights.items()
+        },
+    ), lacking
+
+
+def _told_by_results(store: Store) -> dict[tuple[str, str], str]:
+    """The fingerprint of data sets and weights by kind and name, as most of those runs had it whose results are read.
+
+    Ids are hashes, so that any of them are a fair sample.
+    """
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for result in read_results(store, runs_with_results(store)[:RESULTS_ASKED]).values():
+        spec = result.spec
+        with suppress(KeyError, TypeError, AttributeError):  # another trainer's spec, which need not be like ours
+            counts.setdefault(("data", spec["data"]["name"]), Counter())[result.data_fingerprint] += 1
+            if result.weights_fingerprint is not None:
+                named = ("weights", spec["model"]["weights"])
+                counts.setdefault(named, Counter())[result.weights_fingerprint] += 1
+    return {named: found.most_common(1)[0][0] for named, found in counts.items()}
+
+
+def _stand_in(name: str) -> str:
+    return hashlib.sha256(f"no {name}".encode()).hexdigest()
 
 
 def _refuse(errors: Sequence[DataError]) -> None:
@@ -166,6 +229,7 @@ def data_facts(index: DatasetIndex) -> DataFacts:
         class_counts={part: index.class_counts(part) for part in PARTS},
         aspect_sums={part: sum(_aspect(images.width[row], images.height[row]) for row in index.rows(part))
                      for part in PARTS},
+        other_split=other_split(index),
     )  # fmt: skip
 
 
@@ -276,9 +340,9 @@ def _adopt_text(grid: Grid, store: Store, *, update: bool) -> Adoption:
         changes, kept_as = describe_changes(before, grid), before.digest[:DIGEST_DIGITS]
     if changes and not update:
         raise SpecError(
-            f"grid {grid.name}: {store.uri} holds another grid of this name; here\n" + "\n".join(changes),
-            hint="--update takes this one over: rows are added or leave, what is trained stays; "
-            "--as NAME keeps both, each under its own name",
+            f"grid {grid.name}: {store.uri} holds another grid of this name; here\n" + _shown(changes),
+            hint="--as NAME keeps both, each under its own name; "
+            "--update takes this one over: rows are added or leave, what is trained stays",
         )
     store.put(f"grids/{grid.name}/earlier/{kept_as}.yaml", held)
     try:
@@ -289,6 +353,12 @@ def _adopt_text(grid: Grid, store: Store, *, update: bool) -> Adoption:
             hint="the same command shows what differs now",
         ) from error
     return Adoption("updated", tuple(changes))
+
+
+def _shown(changes: Sequence[str]) -> str:
+    """The changes, a line each, as many as a terminal has room for."""
+    more = len(changes) - CHANGES_SHOWN
+    return "\n".join([*changes[:CHANGES_SHOWN], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def set_aside_misfits(grid: Grid, store: Store, facts: Facts) -> tuple[str, ...]:

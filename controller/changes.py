@@ -7,7 +7,7 @@ from typing import Any
 
 from controller.grid import Grid
 from controller.rows import MISSING, same
-from controller.stages import Stage
+from controller.stages import Keep, KeepBest, KeepThis, Stage, Test, TestBest, TestThese
 from trainer.document import show_value
 from trainer.spec import Frozen
 
@@ -53,8 +53,8 @@ def _stage_changes(old: Grid, before: Stage, new: Grid, after: Stage) -> Iterato
             yield f"{key}: {show_value(was)} becomes {show_value(now)}"
     yield from _leaf_changes("base", old.bases.get(before.name, {}), new.bases.get(after.name, {}))
     yield from _leaf_changes("set", before.fixed, after.fixed)
-    yield from _leaf_changes("keep", _dumped(before.keep), _dumped(after.keep))
-    yield from _leaf_changes("test", _dumped(before.test), _dumped(after.test))
+    yield from _rule_changes("keep", before.keep, after.keep)
+    yield from _rule_changes("test", before.test, after.test)
     if before.test is not None or after.test is not None:
         return
     was_rows = {row.name: row.values for row in old.candidates(before)}
@@ -69,6 +69,31 @@ def _stage_changes(old: Grid, before: Stage, new: Grid, after: Stage) -> Iterato
     kept = [name for name in now_rows if name in was_rows]
     if not removed and not added and kept != [name for name in was_rows if name in now_rows]:
         yield "rows in another order"
+
+
+def _rule_changes(key: str, was: Keep | Test | None, now: Keep | Test | None) -> Iterator[str]:
+    """What changes in a choice: its values, or, of one of another kind, what it is."""
+    if type(was) is type(now):
+        yield from _leaf_changes(key, _dumped(was), _dumped(now))
+    else:
+        yield f"{key}: {_rule_text(was)} becomes {_rule_text(now)}"
+
+
+def _rule_text(rule: Keep | Test | None) -> str:
+    match rule:
+        case KeepThis():
+            return f"the row with {_values_text(rule.this)}"
+        case KeepBest():
+            return f"the best by {rule.best}"
+        case TestThese():
+            return " and ".join(f"the row of {row.stage} with {_values_text(row.this)}" for row in rule.these)
+        case TestBest():
+            return f"the best {rule.best} by {rule.by}"
+    return "nothing"
+
+
+def _values_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {show_value(value)}" for key, value in values.items())
 
 
 def _leaf_changes(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

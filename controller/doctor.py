@@ -8,18 +8,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from controller.architectures import check_classifier, check_factory
-from controller.archive import weights_sha256
+from controller.archive import read_index, weights_sha256
+from controller.origins import other_split
 from controller.plan import LackingWeights, lacking_text
 from controller.search import Needs
 from controller.wording import bytes_text, count_text
 from trainer.cache import cache_usage
-from trainer.dataset import load_index
 from trainer.failure import DataError, GridError, SpecError
 from trainer.machine import available_memory, available_processors, cache_folder
 from trainer.probe import Answer, StoreAnswer, TorchAnswer, try_store
@@ -194,20 +194,27 @@ def data_set_names(store: Store) -> list[str]:
     return [key.removeprefix("datasets/").removesuffix(ending) for key in keys if key.endswith(ending)]
 
 
-def check_data_sets(store: Store, wanted: Iterable[str] = ()) -> Iterator[Check]:
-    """Whether the data sets of the store can be read, and those `wanted` are among them."""
+def check_data_sets(store: Store, wanted: Iterable[str] = (), published: Collection[str] = ()) -> Iterator[Check]:
+    """Whether the data sets of the store can be read, and those `wanted` are among them.
+
+    Those `published` are to be the ones that figures were published for.
+    """
     wanted = list(dict.fromkeys(wanted))
     names = data_set_names(store)
     if not names and not wanted:
         yield Check("data sets", "note", "none yet", "`make demo` imports one, or `grid data import NAME FOLDER`")
     for name in dict.fromkeys([*names, *wanted]):
         try:
-            index = load_index(store, name)
+            index = read_index(store, name)
         except GridError as error:
             yield Check(f"data set {name}", "wrong", error.message, error.hint)
             continue
         found = f"{count_text(index.num_images(), 'image')} of {count_text(index.num_classes, 'class')}"
-        yield Check(f"data set {name}", "ok", found)
+        other = other_split(index) if name in published else None
+        if other is not None:
+            yield Check(f"data set {name}", "note", f"{found}; {other}")
+        else:
+            yield Check(f"data set {name}", "ok", found)
 
 
 def check_architectures(needs: Needs) -> Iterator[Check]:

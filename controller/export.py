@@ -22,11 +22,14 @@ _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": False}
 _ARGUMENTS = {"googlenet": _WITHOUT_AUXILIARY, "inception_v3": _WITHOUT_AUXILIARY}
 
 
-def export(trained: Trained, store: Store, folder: Path) -> dict[str, int]:
-    """Write the run's files into `folder`, over those of an earlier export; their sizes in bytes, by name.
+def export(trained: Trained, store: Store, folder: Path, *, replace: bool = False) -> dict[str, int]:
+    """Write the run's files into `folder`, over those of an earlier export of it; their sizes in bytes, by name.
 
-    Raises DataError where the weights are gone or damaged, SpecError where the folder cannot be written.
+    Raises DataError where the weights are gone or damaged, SpecError where the folder cannot be written, or has
+    other files of these names and they are not to be replaced.
     """
+    if not replace:
+        _refuse_others(folder, trained.run)
     contents = {
         CLASSES: json.dumps(trained.index.classes, ensure_ascii=False, indent=2) + "\n",
         NAMES: "".join(f"{plain(name)}\n" for name in trained.index.classes),
@@ -44,6 +47,23 @@ def export(trained: Trained, store: Store, folder: Path) -> dict[str, int]:
             hint="name a folder that you may write, or one that is not there yet",
         ) from error
     return sizes
+
+
+def _refuse_others(folder: Path, run: str) -> None:
+    """Nothing, where `folder` has no file of another run or of someone's own that would be lost; else SpecError."""
+    there = [name for name in (WEIGHTS, CLASSES, NAMES, TRANSFORM) if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        held = json.loads((folder / TRANSFORM).read_bytes())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        held = None
+    if held != run:
+        whose = f"the export of run {plain(str(held))}" if held else f"another {there[0]}"
+        raise SpecError(
+            f"-o: got {str(folder)!r}, which has {whose}, expected nothing there but an earlier export of {run}",
+            hint="name another folder; --replace writes over it",
+        )
 
 
 def transform(trained: Trained) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,9 +48,16 @@ def no_such_form(grid: str, form: str, forms: Sequence[str]) -> SpecError:
     return SpecError(f"grid {grid}: got form {show_value(form)}, expected {wanted}", hint=did_you_mean(form, forms))
 
 
-def noted(published: Mapping[str, Any], note: str) -> dict[str, Any]:
-    """Published figures with a further note on all of them."""
-    return {**published, "note": "; ".join(filter(None, (published.get("note"), note)))}
+def noted(published: Mapping[str, Any], note: str, changed: Iterable[str]) -> dict[str, Any]:
+    """Published figures with a further note on all of them: the keys `changed` have other values here."""
+    told = {**published, "note": "; ".join(filter(None, (published.get("note"), note)))}
+    apart = tuple(dict.fromkeys((*published.get("apart", ()), *filter(_is_of_other_numbers, changed))))
+    return {**told, "apart": apart} if apart else told
+
+
+def _is_of_other_numbers(key: str) -> bool:
+    """Whether figures cannot be compared with those of another value there: of other images, or another network."""
+    return key.partition(".")[0] in ("data", "model")
 
 
 def _places(document: Document, form: str, sets: Mapping[str, Any]) -> dict[DocumentPath, Any]:
@@ -71,6 +78,7 @@ class Change:
         self.maps: Mapping[str, Mapping[str, Any]] = form.get("map", {})
         self.drops_seeds = form.get("seeds") is not None
         self.note = f"figures of the whole grid, not of its form {name}"
+        self.keys = (*self.sets, *self.maps)
 
     def base(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """A base in the form: mapped where it has what is mapped, then with all that is set."""
@@ -104,7 +112,7 @@ class Change:
             if isinstance(stage.get(part), Mapping):
                 changed[part] = self.naming(stage[part], rows)
         if isinstance(changed.get("published"), Mapping):
-            changed["published"] = noted(changed["published"], self.note)
+            changed["published"] = noted(changed["published"], self.note, self.keys)
         return changed
 
     def naming(self, part: Mapping[str, Any], rows: str | None = None) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def _with_set(document: Document, assignment: str) -> Document:
                         hint="change the stage in a copy of the grid file, or set another key",
                     )
     changed = _with_base(document, tuple(key.split(".")), value, source)
-    return changed if _is_same_training(document, changed, key) else _with_noted_figures(changed, source)
+    return changed if _is_same_training(document, changed, key) else _with_noted_figures(changed, source, key)
 
 
 def _is_same_training(document: Document, changed: Document, key: str) -> bool:
@@ -339,10 +339,10 @@ def _is_same_training(document: Document, changed: Document, key: str) -> bool:
     return same(before, after)
 
 
-def _with_noted_figures(document: Document, source: str) -> Document:
-    """The document with a note at its published figures that they were not published for what `source` sets."""
+def _with_noted_figures(document: Document, source: str, key: str) -> Document:
+    """The document with a note at its published figures: not published for what `source` sets at `key`."""
     stages = tuple(
-        {**stage, "published": noted(stage["published"], f"figures of the grid without {source}")}
+        {**stage, "published": noted(stage["published"], f"figures of the grid without {source}", [key])}
         if isinstance(stage.get("published"), Mapping)
         else stage
         for stage in document.value["stages"]

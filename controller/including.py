@@ -89,7 +89,10 @@ def _own(stage: Mapping[str, Any], changes: Mapping[str, Change]) -> dict[str, A
             change = changes.get(str(row.get("stage") or labels.get(row["this"].get("name"))))
             named.append(row if change is None else change.naming(row))
         published = {**stage["published"], "rows": tuple(named)}
-        changed["published"] = noted(published, next(iter(changes.values())).note) if changes else published
+        changed["published"] = published
+        if changes:
+            keys = [key for change in changes.values() for key in change.keys]
+            changed["published"] = noted(published, next(iter(changes.values())).note, keys)
     return changed
 
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -30,6 +30,7 @@ from controller.archive import (
     checkpoint_head,
     checkpoint_sequence,
     clear_failures,
+    facts_to_show,
     gather_facts,
     read_held,
     record_failure,
@@ -42,7 +43,7 @@ from controller.live import GridProgress, View, open_view
 from controller.observe import adoption_text, expanded, observe, take_up
 from controller.overview import Overview
 from controller.search import Expansion, Facts, Run, fitting, wanted
-from controller.selection import Waiting, due_decisions
+from controller.selection import Waiting, due_decisions, told_waiting
 from controller.standing import (
     Choice,
     Known,
@@ -345,7 +346,10 @@ class Session:
             self._ended.popleft()  # not before: where the store does not answer, the end is concluded later
         if self.stopping is None and time.monotonic() >= self._observe_at:
             self.observe()
-        if self.stopping is None and self.workers.is_ready and self.left():
+        if self.stopping is None and self.left():
+            self.workers.load()
+            if not self.workers.is_ready:
+                return
             if self.workers.load_failure is not None:  # the machine's fault, and none of the runs'
                 raise self.workers.load_failure
             self.start_ready()
@@ -680,6 +684,7 @@ class Status:
     active: Mapping[str, str]  # by run: `running on node-1:4711, epoch 3`, `stopped, goes on from epoch 3`
     waiting: Mapping[str, str]  # by stage that is not decided: why
     misfits: tuple[str, ...]  # stages whose recorded decision is over other rows than the grid has, and is left out
+    lacking: Mapping[str, DataError] = field(default_factory=dict)  # what unfinished runs need, by its name
 
     def state(self, work: Work) -> tuple[State, str | None]:
         """How the work stands, and why it is not done."""
@@ -687,8 +692,11 @@ class Status:
 
 
 def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Status:
-    """How the grid stands in `store`; nothing is written and nothing starts. Raises GridError as `expand` does."""
-    facts = gather_facts(store, wanted(grid))
+    """How the grid stands in `store`; nothing is written and nothing starts. Raises GridError as `expand` does.
+
+    Data and weights that are missing are no error.
+    """
+    facts, lacking = facts_to_show(store, wanted(grid))
     recorded = read_decisions(store, grid.name)
     expansion, misfits = fitting(grid, recorded, facts)
     decisions = {stage: decision for stage, decision in recorded.items() if stage not in misfits}
@@ -706,9 +714,13 @@ def status(grid: Grid, store: Store, now: Callable[[], datetime] = lambda: datet
         for stage, each in said.items()
     }
     unfinished = dict.fromkeys(work.run for work in chosen_work(expansion, Choice()) if not known.is_done(work))
+    specs = [runs[run].hyperparameters for run in unfinished]
+    needed = {name for spec in specs for name in (spec.data.name, spec.model.weights)}
     leases = read_leases(store, unfinished)
     active = {run: activity(store, run, lease, now(), is_trained=run in known.results) for run, lease in leases.items()}
-    return Status(expansion, facts, known, {run: told for run, told in active.items() if told}, waiting, misfits)
+    told = {run: text for run, text in active.items() if text}
+    short = {name: error for name, error in lacking.items() if name in needed}
+    return Status(told_waiting(expansion, waiting), facts, known, told, waiting, misfits, short)
 
 
 def activity(store: Store, run: str, lease: LeaseRecord, now: datetime, *, is_trained: bool) -> str | None:

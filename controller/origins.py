@@ -1,4 +1,5 @@
-"""Where files of weights come from: torchvision's own, read from its source, and those that a package brings.
+"""Where weights and data sets come from: torchvision's own files, read from its source, those that a package brings,
+and how the data sets are imported that the grids of this program name.
 
 To import torchvision would load torch, for seconds.
 """
@@ -7,13 +8,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from controller.architectures import torchvision_classifiers
+from trainer.dataset import PARTS, DatasetIndex, SplitRule
 from trainer.spec import Scalar
 from trainer.weights import hash_in_name
 
@@ -82,6 +84,53 @@ def likely_architecture(name: str) -> str | None:
     stem = name.rpartition("/")[2].lower()
     begun = [each for each in torchvision_classifiers() if re.match(rf"{re.escape(each)}(?![a-z0-9])", stem)]
     return max(begun, key=len, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class DataOrigin:
+    """How a data set is made that figures were published for."""
+
+    rule: SplitRule
+    excluded: tuple[str, ...]
+    num_images: tuple[int, int, int]  # of train, validation, test
+
+
+DATA_SETS = {"caltech101": DataOrigin("every-third", ("BACKGROUND_Google",), (2892, 2892, 2893))}
+"""Data sets by the name that the grids of this program give them."""
+
+
+def data_cure(name: str) -> str:
+    """The command that puts the missing data set into the store, with all that it needs where that is known."""
+    if name == "digits":
+        return "`grid data digits FOLDER && grid data import digits FOLDER`"
+    return f"`grid data import {shlex.quote(name)} FOLDER{_options(name)}`"
+
+
+def other_split(index: DatasetIndex) -> str | None:
+    """How the data set differs from the one of its name that figures were published for, and the cure; else none."""
+    origin = DATA_SETS.get(index.name)
+    if origin is None:
+        return None
+    found = tuple(index.num_images(part) for part in PARTS)
+    if (index.split.rule, index.excluded, found) == (origin.rule, origin.excluded, origin.num_images):
+        return None
+    return (
+        f"got {_split_text(index.split.rule, index.excluded, found)}, published figures are of "
+        f"{_split_text(origin.rule, origin.excluded, origin.num_images)}: "
+        f"`grid data import {index.name} FOLDER{_options(index.name)} --replace` makes that"
+    )
+
+
+def _options(name: str) -> str:
+    origin = DATA_SETS.get(name)
+    if origin is None:
+        return ""
+    return f" --split {origin.rule}" + "".join(f" --exclude {shlex.quote(each)}" for each in origin.excluded)
+
+
+def _split_text(rule: SplitRule, excluded: Sequence[str], num_images: Sequence[int]) -> str:
+    counts = ", ".join(f"{number:,} {part}" for part, number in zip(PARTS, num_images, strict=True))
+    return f"split {rule}, {', '.join(excluded) or 'nothing'} left out ({counts})"
 
 
 def cure(name: str) -> str:

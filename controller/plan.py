@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from controller.grid import Grid
-from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpansion, rows_of
+from controller.search import Expansion, Experiment, Facts, Row, Run, StageExpansion, rows_of, wanted
 from controller.stages import BASE, KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.standing import Choice
 from controller.wording import bytes_text, columns, count_text, elided, listed, plain, seconds_text, wrapped
@@ -126,6 +126,7 @@ class Plan:
     resources: Resources
     choice: Choice = field(default_factory=Choice)  # nothing else is counted
     lacking: tuple[LackingWeights, ...] = ()  # no run of these is started before the weights are there
+    other_data: tuple[str, ...] = ()  # data sets that are not those which the grid's published figures are of, and how
 
     def record(self) -> dict[str, Any]:
         """The plan as plain values for JSON."""
@@ -211,6 +212,20 @@ def lacking_weights(expansion: Expansion, lacking: Mapping[str, DataError]) -> t
     return tuple(found)
 
 
+def published_data(grid: Grid) -> tuple[str, ...]:
+    """The data sets of the grid where it has figures that were published for just these."""
+    has_figures = any(
+        stage.published is not None and not any(key.partition(".")[0] == "data" for key in stage.published.apart)
+        for stage in grid.stages
+    )
+    return wanted(grid).data if has_figures else ()
+
+
+def _other_data(grid: Grid, facts: Facts) -> tuple[str, ...]:
+    told = {name: facts.data[name].other_split for name in published_data(grid)}
+    return tuple(f"data set {name}: {text}" for name, text in told.items() if text)
+
+
 def refuse_lacking(lacking: Sequence[LackingWeights]) -> None:
     """Nothing, when no weights are missing; raises DataError that names each file with its cure otherwise."""
     if lacking:
@@ -265,6 +280,7 @@ def make_plan(
         ),
         choice=choice,
         lacking=lacking_weights(expansion, lacking),
+        other_data=_other_data(grid, facts),
     )
 
 
@@ -338,9 +354,11 @@ def _test_plan(
     tested: AbstractSet[str],
     lacking: Collection[str],
 ) -> StagePlan:
-    is_open = known.waiting is not None and isinstance(stage.test, TestBest)
+    is_open = known.waiting is not None
     num_rows = len(known.experiments)
-    if is_open and isinstance(stage.test, TestBest):
+    if is_open and isinstance(stage.test, TestThese):
+        num_rows = len(stage.test.these)
+    elif is_open and isinstance(stage.test, TestBest):
         num_rows = min(stage.test.best, _num_testable(grid, stage.test))
     rows = tuple(
         _lacking_row(each)
@@ -623,6 +641,8 @@ def plan_text(plan: Plan, rows_shown: int = ROWS_SHOWN, width: int = 80) -> str:
     lines.append("")
     for text in (total, *_resource_text(plan.resources)):
         lines += wrapped(text, width)
+    for told in plan.other_data:
+        lines += ["", *wrapped(f"note: {told}", width)]
     for each in plan.lacking:
         lines += ["", *wrapped(f"{each.file} is missing: {lacking_text(each)}", width)]
         lines += wrapped(f"hint: {each.cure}", width, indent=2) if each.cure else []

@@ -20,6 +20,7 @@ class Figures(NamedTuple):
 
     numbers: Mapping[PublishedMetric, float]
     note: str | None
+    is_apart: bool = False  # of other data or another model: no difference is worked out
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,15 @@ def comparison(grid: Grid, expansion: Expansion) -> Comparison:
         if published is None:
             continue
         texts = [] if published.note is None else [published.note]
+        if published.apart:
+            texts.append(f"no difference is worked out: {listed(published.apart)} not as published")
         others: dict[str, list[str]] = {}
         for row in published.rows:
             for experiment in _experiments(row, stage, expansion.stages):
                 if other := _other_value(experiment.spec, {**published.at, **row.at}):
                     others.setdefault(other, []).append(experiment.name)
                 else:
-                    figures[stage.name, experiment.name] = Figures(row.numbers, row.note)
+                    figures[stage.name, experiment.name] = Figures(row.numbers, row.note, bool(published.apart))
         texts += [f"none for {listed(names)}: the figures are of {other}" for other, names in others.items()]
         remarks[stage.name] = tuple(texts)
     return Comparison(figures, remarks)

@@ -29,6 +29,7 @@ class DataFacts:
     num_classes: int
     class_counts: Mapping[str, tuple[int, ...]]  # images of each class, in the order of the classes
     aspect_sums: Mapping[str, float] = field(default_factory=dict)  # longer by shorter side, summed over the images
+    other_split: str | None = None  # how it differs from the one that published figures are of, where that is known
 
     def num_images(self, part: str, images_per_class: int | None = None) -> int:
         """Images of the part, at most so many of each class."""
@@ -537,7 +538,7 @@ def _expand_test(
 ) -> StageExpansion:
     choice = testable(stage, earlier)
     if choice is None:
-        unknown = [each.name for each in earlier if each.name in _tested_stages(stage) and each.waiting]
+        unknown = [each.name for each in earlier if each.name in tested_stages(stage) and each.waiting]
         if decision is not None:
             raise DecisionMismatch(stage.name, f"the rows of {_quoted(unknown)} are not known")
         return StageExpansion(stage.name, True, (), None, f"for the rows of {', '.join(unknown)} to be known")
@@ -553,14 +554,13 @@ def _expand_test(
             raise DecisionMismatch(stage.name, f"went by {_rule(decision.metric)}, but the grid goes by {_rule(rule)}")
         names = decision.kept
     if not names:
-        return StageExpansion(
-            stage.name, True, (), None, f"for all of {', '.join(_tested_stages(stage))} to be trained"
-        )
+        return StageExpansion(stage.name, True, (), None, f"for all of {', '.join(tested_stages(stage))} to be trained")
     by_name = {each.name: each for each in choice}
     return StageExpansion(stage.name, True, tuple(by_name[name] for name in names), decision, None, names)
 
 
-def _tested_stages(stage: Stage) -> tuple[str, ...]:
+def tested_stages(stage: Stage) -> tuple[str, ...]:
+    """Names of the stages that a test stage chooses from."""
     if isinstance(stage.test, TestThese):
         return tuple(dict.fromkeys(row.stage for row in stage.test.these))
     assert isinstance(stage.test, TestBest)
@@ -573,7 +573,7 @@ def testable(stage: Stage, earlier: Sequence[StageExpansion]) -> tuple[Experimen
 
     Where it gives rows names of its own, just those that it names.
     """
-    of = _tested_stages(stage)
+    of = tested_stages(stage)
     sources = [each for each in earlier if each.name in of]
     if any(each.waiting for each in sources):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import fsum, isfinite
 
 from controller.grid import Grid
-from controller.search import Decision, Expansion, Experiment, RowSeen, testable
+from controller.search import Decision, Expansion, Experiment, RowSeen, StageExpansion, testable, tested_stages
 from controller.stages import KeepBest, KeepThis, Stage, TestBest, TestThese
 from controller.standing import Held, held_text
 from trainer.failure import ExitCode, Failure, OutOfDeviceMemory
@@ -48,8 +48,45 @@ def due_decisions(
         if experiments is None:
             said[seen.name] = Waiting(seen.waiting or "for its rows to be known")
         else:
-            said[seen.name] = decide_stage(stage, experiments, results, failures, now, pinned=seen.kept, held=held)
+            said[seen.name] = decide_stage(
+                stage,
+                experiments,
+                results,
+                failures,
+                now,
+                pinned=seen.kept,
+                held=held,
+                ignored=_ignored(grid, stage, experiments, expansion.stages[:index]),
+            )
     return said
+
+
+def _ignored(
+    grid: Grid, stage: Stage, experiments: Sequence[Experiment], earlier: Sequence[StageExpansion]
+) -> Collection[str]:
+    """Names of the stage's rows that hold nothing up should they fail.
+
+    A test stage ignores a failed row, too, where each stage of those it chooses from that has the row does.
+    """
+    if stage.on_failed == "ignore":
+        return {each.name for each in experiments}
+    if stage.test is None:
+        return set()
+    of = tested_stages(stage)
+    strict = [each for each in earlier if each.name in of and grid.stage(each.name).on_failed != "ignore"]
+    minded = {run.id for each in strict for experiment in each.experiments for run in experiment.runs}
+    return {each.name for each in experiments if not any(run.id in minded for run in each.runs)}
+
+
+def told_waiting(expansion: Expansion, reasons: Mapping[str, str]) -> Expansion:
+    """`expansion`, the stages whose rows are not known waiting for these `reasons`, by stage, where they are there."""
+    return replace(
+        expansion,
+        stages=tuple(
+            each if each.waiting is None else replace(each, waiting=reasons.get(each.name, each.waiting))
+            for each in expansion.stages
+        ),
+    )
 
 
 def decide_stage(
@@ -60,11 +97,13 @@ def decide_stage(
     now: datetime,
     pinned: tuple[str, ...] = (),
     held: Mapping[str, Held] | None = None,
+    ignored: Collection[str] = (),
 ) -> Decision | Waiting:
     """What the stage keeps of `experiments`, or why that is not known yet; `pinned` names what the author keeps.
 
     Rows are ranked by the mean over seeds of a validation metric, ties by their order. A diverged row ranks last.
-    Another failed row stops the choice, or with `on_failed: ignore` ranks last too. Selection never sees the test part.
+    Another failed row stops the choice, unless it is among the names `ignored`: then it ranks last too. Selection never
+    sees the test part.
     """
     choice = stage.test or stage.keep
     metric = choice.by if isinstance(choice, TestBest) else choice.best if isinstance(choice, KeepBest) else None
@@ -74,8 +113,7 @@ def decide_stage(
         saw = tuple(_seen(each, None, "chosen beforehand") for each in experiments)
         return Decision(stage=stage.name, kept=pinned, because=choice.because, metric=None, saw=saw, time=now)
     rows = [_judged(each, metric, results, failures) for each in experiments]
-    failed = [row for row in rows if row.failed]
-    if failed and stage.on_failed != "ignore":
+    if failed := [row for row in rows if row.failed and row.seen.experiment not in ignored]:
         told = "; ".join(f"{row.seen.experiment}: {row.seen.reason}" for row in failed[:3])
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
         word = "row" if len(failed) == 1 else "rows"
@@ -86,16 +124,14 @@ def decide_stage(
         over = results.keys() | {run for run, failure in failures.items() if failure.final}
         some = [said for run, said in (held or {}).items() if run in runs and run not in over]
         return Waiting(f"for {open_runs} of {total} runs" + (f", of which {held_text(some)}" if some else ""))
-    ranked = [row.seen for row in rows if row.seen.value is not None]
+    ranked = _ranked(metric, [row.seen for row in rows])
     if not ranked:
         return Waiting("every row failed or diverged: there is nothing to keep", stopped=True)
-    down = lower_is_better(metric)
-    ranked.sort(key=lambda seen: (seen.value if down else -seen.value) if seen.value is not None else 0.0)
     count = choice.best if isinstance(choice, TestBest) else 1
     return Decision(
         stage=stage.name,
         kept=tuple(seen.experiment for seen in ranked[:count]),
-        because=_because(metric, ranked, count, max(len(each.runs) for each in experiments)),
+        because=rule_reason(metric, ranked, count),
         metric=metric,
         saw=tuple(row.seen for row in rows),
         time=now,
@@ -137,9 +173,29 @@ def _diverged(failure: Failure) -> bool:
     return failure.exit_code == ExitCode.TRAINING and failure.reason != OutOfDeviceMemory.reason
 
 
-def _because(metric: str, ranked: Sequence[RowSeen], count: int, num_seeds: int) -> str:
+def _ranked(metric: str, seen: Sequence[RowSeen]) -> list[RowSeen]:
+    """The rows that have a value, the best first; equal ones in their order."""
+    valued = [(each.value if lower_is_better(metric) else -each.value, each) for each in seen if each.value is not None]
+    return [each for _, each in sorted(valued, key=lambda pair: pair[0])]
+
+
+FEWEST_DIGITS, MOST_DIGITS = 4, 17  # significant ones of a value: as many as tell it from the next
+
+
+def rule_reason(metric: str, seen: Sequence[RowSeen], count: int) -> str:
+    """Why a rule by that metric takes the first `count` of the rows that it saw."""
+    ranked = _ranked(metric, seen)
+    num_seeds = max(len(each.runs) for each in ranked)
     over = f", mean over {num_seeds} seeds" if num_seeds > 1 else ""
-    direction = "lowest" if lower_is_better(metric) else "highest"
-    told = ", ".join(f"{seen.value:.4g}" for seen in ranked[:count])
-    following = f"; next {ranked[count].value:.4g} ({ranked[count].experiment})" if len(ranked) > count else ""
-    return f"{direction} {metric}{over}: {told}{following}"
+    best = f"{'lowest' if lower_is_better(metric) else 'highest'} {metric}{over}: "
+    values = [each.value for each in ranked[: count + 1] if each.value is not None]
+    digits = FEWEST_DIGITS
+    if len(values) <= count:
+        return best + ", ".join(f"{value:.{digits}g}" for value in values)
+    last, following = values[-2:]
+    if last == following:
+        told = f"; {ranked[count].experiment} has the same, and comes later"
+        return best + ", ".join(f"{value:.{digits}g}" for value in values[:count]) + told
+    digits = next(n for n in range(FEWEST_DIGITS, MOST_DIGITS + 1) if f"{last:.{n}g}" != f"{following:.{n}g}")
+    *kept, other = (f"{value:.{digits}g}" for value in values)
+    return f"{best}{', '.join(kept)}; next {other} ({ranked[count].experiment})"

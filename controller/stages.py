@@ -176,6 +176,11 @@ class Published(Frozen):
 
     at: Values = Field(default={}, description="as in the rows, for all of them")
     note: str | None = Field(default=None, description="what to know about all of them, below the table")
+    apart: tuple[str, ...] = Field(
+        default=(),
+        description="keys of data and model whose values here are none that the figures were published for: then no "
+        "difference is worked out. A form, or `--set`, adds those that it changes",
+    )
     rows: Annotated[tuple[PublishedRow, ...], Field(min_length=1)] = Field(description="row by row")
 
 
@@ -211,7 +216,8 @@ class Stage(Frozen):
     on_failed: Literal["stop", "ignore", "wait"] = Field(
         default="stop",
         description="what a failed row does to the choice: nothing is kept and the grid ends there (stop), the row "
-        "counts as the worst (ignore), or the stage waits for `grid retry` (wait). Diverged rows always rank last",
+        "counts as the worst (ignore), or the stage waits for `grid retry` (wait). Diverged rows always rank last, "
+        "and in a test stage failed ones that each stage it tests ignores",
     )
     test: Test | None = Field(
         default=None, description="makes this a test stage: earlier rows, evaluated once on the test part"

@@ -19,6 +19,7 @@ from trainer.spec import ExperimentSpec, lower_is_better
 
 MAJORITY = "majority class"
 NEAR: noise.Verdict = "cannot be told from it"
+CHOSEN_BEFOREHAND = "chosen by the grid's author and not by these numbers"
 
 RESULT_NUMBERS = tuple(
     name for name, info in ResultNumbers.model_fields.items() if info.annotation in (int, float) and name != "seed"
@@ -96,6 +97,8 @@ class TableRow:
     exact: bool | None = None  # none without a result
     notes: tuple[int, ...] = ()  # numbers of the table's notes that concern this row
     published: Mapping[str, float] = field(default_factory=dict)  # what someone published of it, by metric
+    is_apart: bool = False  # from what was published, in data or model: the figures are none to compare with
+    beats_majority: bool | None = None  # in accuracy, of the test where it is tested; none where that is not known
     beside_best: noise.Comparison | None = None  # over seeds, by the stage's metric; none where nothing is to be said
     test_beside_best: noise.TestComparison | None = None  # over test images, in a test stage; none likewise
 
@@ -106,8 +109,8 @@ class TableRow:
         return self.state == "done" and any(each is not None and each.verdict == NEAR for each in found)
 
     def difference(self, metric: str) -> float | None:
-        """Our mean less the published figure; none where one of the two is missing."""
-        ours = self.numbers.get(metric)
+        """Our mean less the published figure; none where one is missing, or they are of other data or models."""
+        ours = None if self.is_apart else self.numbers.get(metric)
         return ours.mean - self.published[metric] if ours is not None and metric in self.published else None
 
     @property
@@ -234,13 +237,17 @@ def build_table(
     notes = _Notes()
     for stage in expansion.stages:
         metric = compared_metric(stage, (metrics or {}).get(stage.name))
-        rows = [_row(experiment, stage.is_test, known, active) for experiment in stage.experiments]
+        majorities = _majorities(stage.experiments, facts or Facts())
+        rows = [
+            _beside_majority(_row(experiment, stage.is_test, known, active), experiment.spec, majorities)
+            for experiment in stage.experiments
+        ]
         best = _best(rows, metric)
         kept = set(stage.decision.kept) if stage.decision and not stage.is_test else set()
         _note_inexact(notes, stage, known.results)
         _note_figures(notes, stage, compared)
         rows = _beside_best(rows, stage, metric, best, known, answers or {})
-        stages.append((stage, metric, rows, best, kept))
+        stages.append((stage, metric, rows, best, kept, majorities))
     _note_numerics(notes, expansion, known.results, known.tests)
     return Table(
         grid=expansion.grid,
@@ -262,14 +269,15 @@ def build_table(
                 ),
                 decision=stage.decision,
                 waiting=stage.waiting,
-                majorities=_majorities(stage.experiments, facts or Facts()),
+                majorities=tuple(majorities.values()),
                 remarks=(
-                    *_remarks(stage, rows, best),
+                    *_remarks(stage, rows, best, metric),
+                    *_told_majority(rows),
                     *_told_unread(rows, known.tests, answers or {}),
                     *_told_published(compared, stage.name),
                 ),
             )
-            for stage, metric, rows, best, kept in stages
+            for stage, metric, rows, best, kept, majorities in stages
         ),
         notes=notes.texts(),
     )
@@ -279,7 +287,8 @@ def _marked(row: TableRow, best: bool, kept: bool, notes: Sequence[int], figures
     if not (best or kept or notes or figures):
         return row
     published = {} if figures is None else {str(metric): value for metric, value in figures.numbers.items()}
-    return replace(row, best=best, kept=kept, notes=tuple(notes), published=published)
+    is_apart = figures is not None and figures.is_apart
+    return replace(row, best=best, kept=kept, notes=tuple(notes), published=published, is_apart=is_apart)
 
 
 def _told_published(compared: Comparison, stage: str) -> tuple[str, ...]:
@@ -427,22 +436,57 @@ def _told_unread(
     return (f"{listed(names)}: not compared over test images: predictions are missing, or cannot be read",)
 
 
-def _majorities(experiments: Sequence[Experiment], facts: Facts) -> tuple[Majority, ...]:
+_Majorities = Mapping[tuple[str, int | None], Majority]  # by data set, and how many images of a class are used
+
+
+def _majorities(experiments: Sequence[Experiment], facts: Facts) -> _Majorities:
     seen = {(experiment.spec.data.name, experiment.spec.data.images_per_class): None for experiment in experiments}
-    return tuple(
-        majority(name, facts.data[name].class_counts, limit)
+    return {
+        (name, limit): majority(name, facts.data[name].class_counts, limit)
         for name, limit in seen
         if name in facts.data and any(facts.data[name].class_counts.get("train", ()))
-    )
+    }
 
 
-def _remarks(stage: StageExpansion, rows: Sequence[TableRow], best: set[int]) -> tuple[str, ...]:
+def _beside_majority(row: TableRow, spec: ExperimentSpec, majorities: _Majorities) -> TableRow:
+    """The row with whether it has learned more than which class is the most frequent."""
+    found = majorities.get((spec.data.name, spec.data.images_per_class))
+    number = _judged_by(row)
+    mean, _ = row.numbers.at(POSITIONS[number])
+    if found is None or mean is None or number not in found.numbers:
+        return row
+    return replace(row, beats_majority=mean > found.numbers[number])
+
+
+def _judged_by(row: TableRow) -> str:
+    return "test_accuracy" if row.numbers.num_tests else "validation_accuracy"
+
+
+def _told_majority(rows: Sequence[TableRow]) -> Iterator[str]:
+    """Which rows have learned nothing, by the accuracy that says so."""
+    for number in ("test_accuracy", "validation_accuracy"):
+        judged = [row for row in rows if row.beats_majority is not None and _judged_by(row) == number]
+        names = [row.experiment for row in judged if not row.beats_majority]
+        told = f"better than the {MAJORITY} in {number.replace('_', ' ')}"
+        if len(judged) == len(names) > 1:
+            yield f"no row is {told}"
+        elif names:
+            yield f"not {told}: {listed(names)}"
+
+
+def _remarks(stage: StageExpansion, rows: Sequence[TableRow], best: set[int], metric: str) -> tuple[str, ...]:
     remarks = []
     decision = stage.decision
     if decision:
         verb = "tested" if stage.is_test else "kept"
-        remarks.append(f"{verb} {', '.join(decision.kept)}: {decision.because}")
         best_names = [rows[index].experiment for index in sorted(best)]
+        if decision.metric:
+            remarks.append(f"{verb} {', '.join(decision.kept)}: {decision.because}")
+        else:  # of the author's numbers, maybe: those here may say something else
+            remarks.append(f"{verb} {', '.join(decision.kept)}, {CHOSEN_BEFOREHAND}: {decision.because}")
+            if best_names and not stage.is_test and not set(best_names) & set(decision.kept):
+                so_far = "" if all(row.state in ("done", "failed") for row in rows) else " so far"
+                remarks[0] += f"; here {listed(best_names)} is the best{so_far} by {metric}"
         if decision.metric and best_names and not stage.is_test and not set(best_names) & set(decision.kept):
             remarks.append(
                 f"since that decision {', '.join(best_names)} has become the best by {decision.metric}; "

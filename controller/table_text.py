@@ -89,6 +89,12 @@ def cells_of(column: Column, stage: StageTable) -> list[_Cell]:
     return _cells(column.number, stage.rows)
 
 
+def number_text(number: str, row: TableRow, rows: Sequence[TableRow]) -> str:
+    """The row's mean of that number, with as many digits as tell it from those of `rows`."""
+    mean, _ = row.numbers.at(POSITIONS[number])
+    return "" if mean is None else _written(number, mean, None, _digits(number, rows))[0]
+
+
 def majority_cells(column: Column, stage: StageTable) -> list[str]:
     """The column's cells of the stage's majority rows."""
     if column.kind != "ours":
@@ -197,8 +203,8 @@ def _lead(stage: StageTable) -> tuple[str, ...]:
     return ("test_accuracy", stage.metric) if stage.is_test else (stage.metric,)
 
 
-def _by_importance(stage: StageTable) -> list[tuple[str, Kind]]:
-    """Which columns a narrow terminal shows first: what rows are there for, then what can be compared with others."""
+def by_importance(stage: StageTable) -> list[tuple[str, Kind]]:
+    """Which columns matter first: what rows are there for, then what can be compared with others."""
     lead = _lead(stage)
     names = list(dict.fromkeys((*lead, *_BY_IMPORTANCE)))
     first = [name for name in names if name in lead or name in stage.published]
@@ -229,7 +235,7 @@ def legend_of(stage: StageTable) -> str | None:
     return f"best: the {'lowest' if lower_is_better(stage.metric) else 'highest'} {mean}"
 
 
-def _compared_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
+def compared_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
     """What `≈ best` means in the stage, and by which method; with the intervals where there is room for them."""
     others = [row for row in stage.rows if not row.best]
     over_seeds = [(row, row.beside_best) for row in others if row.beside_best is not None]
@@ -245,7 +251,7 @@ def _compared_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
         elif len(over_seeds) == len(others) and all(found.verdict == "worse" for _, found in over_seeds):
             texts.append(f"all others are worse {method}")
     elif over_seeds:
-        texts.append("too few seeds to say what differs")
+        texts.append(f"too few seeds to say what differs{' over seeds' if over_images else ''}")
     if over_images:
         method = f"over {count_text(over_images[0][1].num_images, 'test image')} (paired bootstrap)"
         near_test = [(row, found) for row, found in over_images if row.is_near_best and found.verdict == NEAR]
@@ -274,7 +280,8 @@ def _bound(value: float) -> str:
     return f"{value:+.{DIGITS + 1}f}" if abs(value) < 10 else f"{value:+.3g}"
 
 
-PUBLISHED_MEANING = "publ.: the figure that was published; diff: ours less that"
+PUBLISHED_MEANING = "publ.: the figure that was published"
+DIFFERENCE_MEANING = "diff: ours less that"
 
 
 def to_terminal(table: Table, width: int = 80, *, colour: bool = False) -> str:
@@ -292,7 +299,9 @@ def to_terminal(table: Table, width: int = 80, *, colour: bool = False) -> str:
             lines += wrapped(text, width, indent=2)
     said = {one.meaning: None for stage in table.stages for one in stage.majorities}
     if any(stage.published for stage in table.stages):
-        said[PUBLISHED_MEANING] = None
+        told = [row.difference(number) for stage in table.stages for row in stage.rows for number in row.published]
+        has_differences = any(each is not None for each in told)
+        said[f"{PUBLISHED_MEANING}; {DIFFERENCE_MEANING}" if has_differences else PUBLISHED_MEANING] = None
     notes = [f"[{index}] {text}" for index, text in enumerate(table.notes, start=1)]
     if said or notes:
         lines.append("")
@@ -311,7 +320,7 @@ def _stage_texts(stage: StageTable, *, with_intervals: bool) -> list[str]:
     texts += [f"{listed(names)}: {text}" for text, names in groups.items()]
     texts += stage.remarks
     legend = legend_of(stage)
-    return [*texts, *([legend] if legend else []), *_compared_texts(stage, with_intervals=with_intervals)]
+    return [*texts, *([legend] if legend else []), *compared_texts(stage, with_intervals=with_intervals)]
 
 
 def _styled(text: str, code: str, colour: bool) -> str:
@@ -381,20 +390,34 @@ def _fitting(stage: StageTable, columns: Sequence[Column], room: int) -> list[_F
     by_key = {column.key: column for column in columns}
     lead = [(name, "ours") for name in _lead(stage)]
     taken: dict[tuple[str, Kind], _Filled] = {}
-    for key in _by_importance(stage):
-        number, kind = key
-        if key not in by_key or len(by_key[key].short) + 2 > room:
+
+    def take(*keys: tuple[str, Kind]) -> None:
+        nonlocal room
+        cells = [_all_cells(by_key[key], stage) for key in keys]
+        filled = [_filled(by_key[key], each) for key, each in zip(keys, cells, strict=True)]
+        if _room_of(filled) > room and keys[0] in lead:  # what rows are there for is the last to go
+            filled = [_filled(by_key[keys[0]], [(mean, "") for mean, _ in cells[0]])]  # its spread goes before it
+        if _room_of(filled) <= room:
+            taken.update(zip(keys, filled, strict=True))
+            room -= _room_of(filled)
+
+    for number, kind in by_importance(stage):
+        if (number, kind) not in by_key:
             continue
-        if kind == "difference" and (number, "published") not in taken:
-            continue
-        cells = cells_of(by_key[key], stage) + [(text, "") for text in majority_cells(by_key[key], stage)]
-        filled = _filled(by_key[key], cells)
-        if filled.width + 2 > room and key in lead:  # what rows are there for is the last to go
-            filled = _filled(by_key[key], [(mean, "") for mean, _ in cells])  # its spread goes before it
-        if filled.width + 2 <= room:
-            taken[key] = filled
-            room -= filled.width + 2
+        if kind == "ours":
+            take((number, kind))
+        elif kind == "published" and ((number, "ours") in taken or (number, "ours") not in by_key):
+            beside = (number, "difference")
+            take((number, kind), *([beside] if beside in by_key else []))  # never one without the other
     return [taken[column.key] for column in columns if column.key in taken]
+
+
+def _all_cells(column: Column, stage: StageTable) -> list[_Cell]:
+    return cells_of(column, stage) + [(text, "") for text in majority_cells(column, stage)]
+
+
+def _room_of(filled: Sequence[_Filled]) -> int:
+    return sum(each.width + 2 for each in filled)
 
 
 def _width_of(text: str) -> int:
@@ -436,7 +459,7 @@ def to_markdown(table: Table) -> str:
         texts = [f"waiting: {stage.waiting}"] if stage.waiting else []
         texts += stage.remarks
         texts += [text] if (text := legend_of(stage)) else []
-        texts += _compared_texts(stage, with_intervals=True)
+        texts += compared_texts(stage, with_intervals=True)
         texts += [one.meaning for one in stage.majorities]
         lines += [f"- {markdown_of(text)}" for text in texts]
     if table.notes:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from controller.archive import (
     weights_version,
 )
 from controller.origins import likely_architecture, origin_of
+from controller.wording import listed
 from trainer.download import Progress, download
 from trainer.failure import DataError, ExitCode, SpecError
 from trainer.lock import HostLock
@@ -93,6 +94,8 @@ def import_weights(
     Raises DataError where it is another file, no state dict, does not fit, or has another's name without `replace`;
     SpecError on a name or network that cannot be; StoreError where the store takes no more.
     """
+    if (path := _local_path(source)) is not None:
+        _check_source(source, path)  # before the name: that of a folder is no fault of --name
     given = _base_name(source)
     name = _checked_name(given if name is None else name)
     model = model or model_of(name) or model_of(given)
@@ -140,6 +143,20 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _local_path(source: str) -> Path | None:
+    """Where the source lies on this machine; none where it is another's address."""
+    if not _is_address(source):
+        return Path(source).expanduser()
+    return Path(url2pathname(urlsplit(source).path)) if source.lower().startswith("file:") else None
+
+
+def _check_source(source: str, path: Path) -> None:
+    """Nothing, where the source is a file; raises DataError otherwise."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"source {source}: {what}; expected a state dict", hint="name the file that torch.save wrote")
+
+
 @contextmanager
 def _local(source: str, max_bytes: int, downloads: Path | None, progress: Progress) -> Iterator[Path]:
     """The file on this machine, for as long as the context lasts."""
@@ -153,10 +170,9 @@ def _local(source: str, max_bytes: int, downloads: Path | None, progress: Progre
             f"source {source}: expected a file, or an address that begins with https://, http:// or file://",
             hint="fetch it by other means first, and import the file",
         )
-    path = Path(url2pathname(urlsplit(source).path)) if scheme else Path(source).expanduser()
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"source {source}: {what}; expected a state dict", hint="name the file that torch.save wrote")
+    path = _local_path(source)
+    assert path is not None
+    _check_source(source, path)
     if path.stat().st_size > max_bytes:
         raise DataError(f"source {source}: {path.stat().st_size} bytes, expected at most {max_bytes}")
     yield path
@@ -291,6 +307,41 @@ def known_weights(store: Store, name: str) -> Weights:
     key = f"weights/{name}"
     size = next((entry.size for entry in store.list(key) if entry.key == key), 0)
     return Weights(name, size, weights_sha256(store, name), tuple(grids_naming(store, "weights", name)))
+
+
+def remove_weights(store: Store, name: str, *, force: bool = False) -> Weights:
+    """What was known of the weights file, which is gone from the store then, with its hash.
+
+    Raises DataError where there is none, or where grids of the store name it and it is not to go by `force`.
+    """
+    entry = next((each for each in store.list(f"weights/{name}") if each.key == f"weights/{name}"), None)
+    if entry is None:
+        held = listed(weights_names(store), 5) or "none"
+        raise DataError(
+            f"weights {name!r}: not in {store.uri}, which has {held}", hint="`grid weights list` shows them"
+        )
+    with _only_writer(store, name):
+        grids = tuple(grids_naming(store, "weights", name))
+        if grids and not force:
+            raise DataError(
+                f"weights {name!r}: {listed(grids, 5)} {'names' if len(grids) == 1 else 'name'} them: runs that start "
+                "from them could not be trained without",
+                hint="`grid gc --forget GRID --delete` removes a grid; --force removes the weights all the same, and "
+                "what is trained stays",
+            )
+        known = _kept_sha256(store, name)
+        store.delete(f"weights/{name}")
+        with suppress(NotFound):
+            store.delete(f"hashes/{name}.json")
+    return Weights(name, entry.size, known, grids)
+
+
+def _kept_sha256(store: Store, name: str) -> str:
+    """The file's hash, empty where it is not what it should be: then it may go without one."""
+    try:
+        return weights_sha256(store, name)
+    except DataError:
+        return ""
 
 
 def read_weights(store: Store, name: str, model: ModelSpec | None) -> Weights:

@@ -193,7 +193,10 @@ class Worker:
 
 
 class Workers:
-    """The processes of this session, forked from a server that loads torch once. This process never does."""
+    """The processes of this session, forked from a server that loads torch once. This process never does.
+
+    Nothing is loaded before `load` is called: what has nothing to train needs no server.
+    """
 
     def __init__(self, store: Store, folder: Path, resume: str) -> None:
         self.store = store
@@ -204,7 +207,14 @@ class Workers:
         self.troubles: deque[str] = deque()  # what is to be told of the server
         self._context = multiprocessing.get_context("forkserver")
         self._started = 0
+        self._is_asked_for = False
         self._loaded = threading.Event()
+
+    def load(self) -> None:
+        """Have torch loaded, if it is not yet; `is_ready` says when that is done."""
+        if self._is_asked_for:
+            return
+        self._is_asked_for = True
         _start_server(self._context)
         threading.Thread(target=self._await_server, name="server", daemon=True).start()
 

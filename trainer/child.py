@@ -31,7 +31,9 @@ BLOCKED_AT_START = frozenset({signal.SIGINT, signal.SIGTERM})
 
 def report_load(reports: Connection) -> None:
     """Send why the server that this process is forked from could not load torch, none where it did."""
-    reports.send(import_module(PRELOAD).load_error)
+    error = import_module(PRELOAD).load_error
+    with suppress(OSError):  # whoever asked has ended meanwhile: stopped, or there was nothing to train after all
+        reports.send(error)
 
 
 def run_attempt(argv: Sequence[str], environment: Mapping[str, str], log_path: str, events: Connection) -> NoReturn:

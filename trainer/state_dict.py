@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.failure import DataError
 from trainer.store import NotFound, Store
-from trainer.weights import SHOWN, Contents, Fit, refuse_misfit
+from trainer.weights import SHOWN, WRAPPED, Contents, Fit, refuse_misfit
 
 StateDict = dict[str, Tensor]
 
@@ -92,6 +92,7 @@ def contents_of(state: StateDict) -> Contents:
         num_tensors=len(state),
         num_numbers=sum(value.numel() for value in state.values()),
         dtypes=tuple(sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})),
+        wrapped=all(name.startswith(WRAPPED) for name in state),
     )
 
 

@@ -13,6 +13,7 @@ from trainer.spec import Frozen, ModelSpec
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 SHOWN = 5  # names of tensors in a message
+WRAPPED = "module."  # before each name in the state dict of an nn.DataParallel
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.+[A-Za-z]+$")  # torchvision's have eight digits, or ten
 
@@ -51,6 +52,7 @@ class Contents(Record):
     num_tensors: int
     num_numbers: int
     dtypes: tuple[str, ...] = Field(description="of the tensors, as torch names them, sorted")
+    wrapped: bool = Field(description="whether each name begins with `module.`, as DataParallel has it")
 
 
 class Fit(Record):
@@ -101,7 +103,7 @@ def refuse_misfit(fit: Fit, file: str) -> None:
     """Nothing, when a run may start from the file; raises DataError that lists what does not fit otherwise."""
     if fit.problems:
         hint = "the file must hold a state dict of this very architecture; its last layer may differ"
-        if fit.unexpected and all(name.startswith("module.") for name in fit.unexpected):
+        if fit.unexpected and all(name.startswith(WRAPPED) for name in fit.unexpected):
             hint = "the file was saved from a DataParallel: save its `.module`'s state dict"
         raise DataError(
             f"model.weights: weights/{file} does not fit the architecture {fit.architecture}: "

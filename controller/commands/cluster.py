@@ -12,7 +12,7 @@ from controller import interrupts
 from controller.commands.acting import act_or_look_on, hand_over, joined, kept_settings
 from controller.commands.asked import Asked, asked_options
 from controller.commands.reach import Reach, cluster_options, submitted_settings
-from controller.commands.runs import count_states, counted, counts_of, tell_outcome
+from controller.commands.runs import count_states, counted_work, counts_of, tell_outcome
 from controller.commands.surface import (
     choice_of,
     choice_options,
@@ -110,7 +110,8 @@ def _tell_submitted(
     as_json: bool,
 ) -> None:
     states = passes.states(grid.name, choice)
-    counts = count_states(state for state, _ in states.values())
+    each_state = {work: state for work, (state, _) in states.items()}
+    counts = count_states(each_state.values())
     made, started = report.done["Create"], report.done["Resume"]
     if as_json:
         works = [
@@ -123,7 +124,7 @@ def _tell_submitted(
         return
     shared = sum(len(job.grids) > 1 for work, job in passes.jobs(grid.name).items() if work in states)
     also = f", {count_text(shared, 'Job')} shared with other grids" if shared else ""
-    tell(f"{grid.name}: {count_text(made, 'Job')} made, {started} started{also}; {counted(counts)}")
+    tell(f"{grid.name}: {count_text(made, 'Job')} made, {started} started{also}; {counted_work(each_state)}")
     if other is not None and passes.is_under_way(grid.name):
         tell(f"{other} acts on it, stage after stage; `grid watch {grid.name}` shows how far it is", err=True)
     elif other is not None:

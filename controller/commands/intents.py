@@ -9,7 +9,7 @@ import click
 
 from controller.commands.acting import act_or_look_on, hand_over, joined, kept_settings
 from controller.commands.reach import Reach, cluster_options, submission_of, touch
-from controller.commands.runs import count_states, counted
+from controller.commands.runs import count_states, counted_work
 from controller.commands.single import is_run, want_run
 from controller.commands.surface import (
     grid_facts,
@@ -96,13 +96,14 @@ def _forget(grid: Grid, passes: Passes) -> None:
 
 def _tell_wanted(wanted: _Wanted, told: str, *, as_json: bool) -> None:
     name = wanted.grid.name
-    counts = count_states(state for state, _ in wanted.passes.states(name).values())
+    states = {work: state for work, (state, _) in wanted.passes.states(name).items()}
+    counts = count_states(states.values())
     if as_json:
         held = dict(wanted.passes.grids[name].sight.known.held)
         did = {"did": dict(wanted.report.done), "acts": wanted.acts}
         print_json({"grid": name, "intent": wanted.intent, "held": held, **did, "counts": counts})
     else:
-        tell(f"{name}: {told}; {counted(counts)}")
+        tell(f"{name}: {told}; {counted_work(states)}")
 
 
 @click.command()

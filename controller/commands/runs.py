@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,12 +38,12 @@ from controller.commands.surface import (
     width_of_output,
     write_output,
 )
-from controller.wording import elided, plain
+from controller.wording import count_text, elided, plain
 
 if TYPE_CHECKING:
     from controller.grid import Grid
     from controller.local import Status
-    from controller.standing import Choice, State
+    from controller.standing import Choice, State, Work
     from controller.table import Table
     from trainer.failure import Failure
     from trainer.store import Store
@@ -121,7 +121,7 @@ def tell_end(grid: str, standing: Status, told: Container[str], *, stopped: bool
     from controller.archive import homes
     from controller.standing import Choice, chosen_work, failure_text
 
-    tell(f"{grid}: {counted(counts_of(standing))}", err=True)
+    tell(f"{grid}: {counted_work(states_of(standing))}", err=True)
     places = homes(standing.expansion)
     failed = dict.fromkeys(
         work.run for work in chosen_work(standing.expansion, Choice()) if standing.known.is_failed(work)
@@ -153,11 +153,13 @@ def _tell_ways(grid: str) -> None:
 
 
 def standing_of(grid: Grid, store: Store) -> Status:
-    """How the grid stands in the store; decisions that no longer fit are told."""
+    """How the grid stands in the store; decisions that no longer fit are told, and what unfinished runs lack."""
     from controller.local import status
 
     found = status(grid, store)
     tell_misfits(found.misfits, store)
+    for error in found.lacking.values():
+        note(f"{error.message}: {error.hint}")
     return found
 
 
@@ -195,7 +197,7 @@ def status(asked: Asked) -> None:
     if asked.as_json:
         print_json(shown)
         return
-    tell(f"{found.name}: {counted(shown['counts'])}")
+    tell(f"{found.name}: {counted_work(states_of(standing, choice))}")
     for each in shown["stages"]:
         click.echo()
         _tell_stage(each, standing)
@@ -237,9 +239,15 @@ def _shown_tail(failure: Failure) -> tuple[str, ...]:
 
 def counts_of(standing: Status, choice: Choice | None = None) -> dict[str, int]:
     """How many of the chosen runs and tests are done, running, waiting, failed."""
+    return count_states(states_of(standing, choice).values())
+
+
+def states_of(standing: Status, choice: Choice | None = None) -> dict[Work, State]:
+    """How each of the chosen runs and tests stands."""
     from controller.standing import Choice, chosen_work
 
-    return count_states(standing.state(work)[0] for work in chosen_work(standing.expansion, choice or Choice()))
+    work = chosen_work(standing.expansion, choice or Choice())
+    return {each: standing.state(each)[0] for each in work}
 
 
 def count_states(states: Iterable[State]) -> dict[str, int]:
@@ -254,6 +262,15 @@ def counted(counts: dict[str, int]) -> str:
     """The counts in words."""
     told = [f"{number:,} {state}" for state, number in counts.items() if number]
     return ", ".join(told) or "nothing to do yet"
+
+
+def counted_work(states: Mapping[Work, State]) -> str:
+    """How much work stands how, and of how many runs and tests it is: a tested run is counted twice."""
+    told = counted(count_states(states.values()))
+    num_tests = sum(work.is_test for work in states)
+    if num_tests in (0, len(states)):
+        return told
+    return f"{told} ({count_text(len(states) - num_tests, 'run')}, {count_text(num_tests, 'test')})"
 
 
 def status_json(grid: Grid, standing: Status, choice: Choice | None = None) -> dict[str, Any]:

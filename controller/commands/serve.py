@@ -122,8 +122,9 @@ def _connect(namespace: str | None, context: str | None) -> Callable[..., Cluste
 def leave_tables_of(acted: ActedGrid) -> None:
     """Put the grid's tables into its store, from what is known of it already."""
     from controller.local import Status
+    from controller.selection import told_waiting
 
     sight = acted.sight
     waiting = {stage: each.reason for stage, each in sight.waiting.items()}
-    standing = Status(sight.expansion, acted.facts, sight.known, {}, waiting, ())
+    standing = Status(told_waiting(sight.expansion, waiting), acted.facts, sight.known, {}, waiting, ())
     leave_tables(table_of(acted.grid, standing, acted.store), acted.store)

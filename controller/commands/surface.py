@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from controller.wording import listed, plain, seconds_text, wrapped
+from controller.wording import count_text, listed, plain, seconds_text, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -315,10 +315,12 @@ def fitting_expansion(grid: Grid, store: Store, facts: Facts) -> Expansion:
 
 def tell_misfits(stages: Iterable[str], store: Store) -> None:
     """Say which decisions are left out; `grid run --update` sets them aside for good."""
-    for stage in stages:
+    left_out = list(stages)
+    if left_out:
         note(
-            f"the decision of stage {stage} in {store.uri} is over other rows than the grid has now and is left out; "
-            "`grid run` with --update decides anew"
+            f"left out: {count_text(len(left_out), 'decision')} in {store.uri} over other rows than the grid has now, "
+            f"or by another rule: {listed(left_out, 3)}; `grid run` with --update decides anew, with --as NAME under "
+            "another name"
         )
 
 

@@ -236,6 +236,7 @@ def _checks(given: str | None, reach: Reach, *, probes: bool) -> Iterator[Check]
 
 def _store_checks(grid: Grid | None, needs: Needs | None) -> Iterator[Check]:
     from controller import doctor
+    from controller.plan import published_data
     from trainer.failure import GridError
 
     try:
@@ -248,7 +249,8 @@ def _store_checks(grid: Grid | None, needs: Needs | None) -> Iterator[Check]:
     if checks[0].state == "wrong":
         return
     data, weights = (needs.data, needs.weights) if needs else ((), ())
-    yield from doctor.guarded("data sets", lambda: doctor.check_data_sets(store, data))
+    published = published_data(grid) if grid is not None else ()
+    yield from doctor.guarded("data sets", lambda: doctor.check_data_sets(store, data, published))
     homes = _lacking(grid, store) if grid is not None and weights else {}
     yield from doctor.guarded("weights", lambda: doctor.check_weights(store, weights, homes))
 

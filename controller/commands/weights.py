@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from controller.weights import Weights
     from trainer.spec import Scalar
-    from trainer.weights import Fit
 
 SHOWN = 5  # names of tensors that are listed before it says how many more there are
 DIGITS_SHOWN = 12  # of a hash, in a list
@@ -157,7 +156,7 @@ def import_(
         tell(f"SHA-256 begins with {imported.vouched}, as the name says")
     else:
         tell(f"nothing vouches for it; SHA-256 {found.sha256}")
-    _tell_fit(found.fit)
+    _tell_fit(found)
 
 
 def _contents_text(found: Weights) -> str:
@@ -167,8 +166,14 @@ def _contents_text(found: Weights) -> str:
     return f", {count_text(held.num_tensors, 'tensor')} of {held.num_numbers:,} numbers, {', '.join(held.dtypes)}"
 
 
-def _tell_fit(fit: Fit | None) -> None:
+def _tell_fit(found: Weights) -> None:
     """Say which network the file fits, and what becomes of its last layer."""
+    fit = found.fit
+    if found.contents is not None and found.contents.wrapped and not (fit is not None and fit.fits):
+        note(
+            "each of its names begins with `module.`, as nn.DataParallel saves them: no network fits that is built "
+            "without it; save its `.module`'s state dict"
+        )
     if fit is None:
         tell("which network it fits was not looked at: --architecture says which to try")
         return
@@ -220,6 +225,29 @@ def list_weights(as_json: bool) -> None:
     )
 
 
+@weights.command("remove")
+@click.argument("name", metavar="NAME", shell_complete=_complete_weights)
+@store_option
+@click.option("--force", is_flag=True, help="Also where grids in the store name it.")
+@json_option
+def remove(name: str, force: bool, as_json: bool) -> None:
+    """Remove weights NAME from the store. What was trained from them stays.
+
+    
+    Example:
+      grid weights remove birds.pth
+    """
+    from controller.weights import remove_weights
+
+    found = remove_weights(the_store(), name, force=force)
+    if as_json:
+        print_json({"removed": True, **_record(found)})
+        return
+    tell(f"weights {plain(found.name)}: removed: {bytes_text(found.size)}")
+    if found.grids:
+        note(f"runs of {listed(found.grids, SHOWN)} lack it now: `grid plan GRID` says which")
+
+
 def _in_short(found: Weights) -> str:
     used = f"; {listed(found.grids, SHOWN)}" if found.grids else ""
     vouched = ", as its name says" if found.vouched else ""
@@ -259,4 +287,4 @@ def show(name: str, architecture: str | None, arguments: Mapping[str, Scalar], a
         }
     )
     click.echo()
-    _tell_fit(found.fit)
+    _tell_fit(found)

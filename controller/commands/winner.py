@@ -69,8 +69,9 @@ def _run_argument(name: str) -> Callable[[Any], Any]:
     metavar="FOLDER",
     help="Where to write; made if it is not there. Default: a folder named as the run, here.",
 )
+@click.option("--replace", is_flag=True, help="Write over another run's export in FOLDER.")
 @json_option
-def export(run: str, output: Path | None, as_json: bool) -> None:
+def export(run: str, output: Path | None, replace: bool, as_json: bool) -> None:
     """Write RUN's best weights, its classes and its transform to FOLDER, for plain torch and torchvision.
 
     RUN is a run's id or its beginning. The files are model.safetensors, classes.json, classes.txt (one a line) and
@@ -88,7 +89,7 @@ def export(run: str, output: Path | None, as_json: bool) -> None:
     store = the_store()
     trained = read_trained(store, find_run(store, run))
     folder = output if output is not None else Path(trained.run)
-    sizes = write(trained, store, folder)
+    sizes = write(trained, store, folder, replace=replace)
     if as_json:
         print_json({"run": trained.run, "folder": str(folder), "files": sizes})
         return
@@ -138,7 +139,10 @@ def predict(run: str, folder: Path, output: Path | None, top: int, as_json: bool
         )
     store = the_store(patience_seconds=READING_SECONDS)
     found = find_run(store, run)
-    read_trained(store, found)  # what is wrong is told at once, not after the seconds that torch takes to load
+    trained = read_trained(store, found)  # what is wrong is told now, not after the seconds that torch takes to load
+    if top > trained.index.num_classes:
+        top = trained.index.num_classes
+        note(f"{found} knows {count_text(top, 'class')}: all of them are told")
     unread: list[Answer] = []
     num_done = num_files = 0
     told = 0.0
@@ -146,8 +150,6 @@ def predict(run: str, folder: Path, output: Path | None, top: int, as_json: bool
     with ExitStack() as opened:
         out = sys.stdout if output is None else _opened(output, opened)
         writer = csv.writer(out, lineterminator="\n")
-        if not as_json:
-            writer.writerow(csv_head(top))
         # closed at once whatever ends the loop, and its process with it
         for said in opened.enter_context(closing(predictions(found, folder, store_uri(), top))):
             if isinstance(said, Beginning):
@@ -157,6 +159,8 @@ def predict(run: str, folder: Path, output: Path | None, top: int, as_json: bool
             if as_json:
                 records.append(as_record(said))
             else:
+                if not num_done:  # what failed before any answer leaves no head
+                    writer.writerow(csv_head(top))
                 writer.writerow(csv_row(said, top))
             num_done += 1
             if said.error is not None:

@@ -9,9 +9,23 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from controller.figures.style import BLUE, POINTS, VERMILLION, Look, Picture, look, page_svg, picture, printable
+from controller.figures.style import (
+    BLUE,
+    POINTS,
+    TITLE_POINTS,
+    VERMILLION,
+    Look,
+    Picture,
+    draw_title,
+    fitting,
+    look,
+    page_svg,
+    picture,
+    printable,
+    title_inches,
+)
 from controller.table import mean_and_std
 from trainer.result import EpochMetrics
 
@@ -19,7 +33,8 @@ Quantity = Literal["loss", "accuracy"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "accuracy")
 
 PANEL_INCHES = (4.2, 2.7)
-BOX = (0.125, 0.15, 0.845, 0.8)  # left, bottom, width, height of the axes, as parts of the figure
+BOX = (0.15, 0.15, 0.82, 0.745)  # left, bottom, width, height of the axes, as parts of the figure
+LEAST_SPAN = 0.02  # of an axis, as a part of its values: below that a curve is flat, and is to look flat
 LOG_RATIO = 50.0  # losses that differ by more than this factor stand on a logarithmic axis
 MAX_LINES = 14  # of one figure: more are no longer told apart
 BAND = "mean over the seeds; the band is one sample standard deviation to either side"
@@ -63,7 +78,11 @@ class Panel:
             positive = [value for value in values if value > 0]
             return min(positive) / 1.3, max(positive) * 1.3
         low, high = min(values, default=0.0), max(values, default=1.0)
-        room = 0.06 * ((high - low) or abs(high) or 1.0)
+        least = LEAST_SPAN * max(abs(low), abs(high)) or 1.0
+        if high - low < least:
+            middle = (low + high) / 2
+            low, high = middle - least / 2, middle + least / 2
+        room = 0.06 * (high - low)
         return max(0.0, low - room), high + room
 
 
@@ -132,8 +151,11 @@ def panels_picture(title: str, panels: Sequence[Panel]) -> Picture:
         names = [line.name for line in panels[0].lines]
         columns = 1 if max(map(len, names), default=0) > 40 else 2 if len(names) > 4 else max(1, len(names))
         legend_inches = 0.2 * math.ceil(len(names) / columns) + 0.15
-        height = PANEL_INCHES[1] + legend_inches + 0.35
-        figure.set_size_inches(PANEL_INCHES[0] * len(panels), height)
+        total = PANEL_INCHES[0] * len(panels)
+        lines = fitting(title, TITLE_POINTS, total - 0.16)
+        height = PANEL_INCHES[1] + legend_inches + title_inches(lines)
+        figure.set_size_inches(total, height)
+        draw_title(figure, lines, (total, height))
         for index, panel in enumerate(panels):
             left, bottom, width, tall = BOX
             box = (
@@ -143,7 +165,6 @@ def panels_picture(title: str, panels: Sequence[Panel]) -> Picture:
                 tall * PANEL_INCHES[1] / height,
             )
             _draw_panel(figure.add_axes(box), panel, "")
-        figure.text(BOX[0] / len(panels), 1 - 0.2 / height, printable(title, 100), fontsize=9, va="center")
         if names:
             handles = figure.axes[0].get_lines()[: len(names)]
             told = [printable(name) for name in names]
@@ -175,14 +196,27 @@ def _draw_panel(axes: Axes, panel: Panel, mark: str) -> None:
     _mark_epochs(axes, panel)
     if panel.is_log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+        low, high = panel.limits
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,), numticks=8))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.set_xlim(*x_limits(panel))
     axes.set_ylim(*panel.limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", labelpad=1)
-    axes.set_ylabel(panel.label or panel.quantity, labelpad=2)
+    axes.annotate(  # upright at the top, where no number however long pushes it out
+        panel.label or panel.quantity,
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(-BOX[0] * PANEL_INCHES[0] * POINTS + 4, 6),
+        textcoords="offset points",
+        ha="left",
+        va="bottom",
+        fontsize=8.5,
+    )
     axes.grid(axis="y")
     axes.set_axisbelow(True)
 
@@ -231,8 +265,10 @@ def _mark_epochs(axes: Axes, panel: Panel) -> None:
         times = "once" if len(panel.returns) == 1 else f"{len(panel.returns)} times"
         axes.annotate(
             f"\N{BLACK DOWN-POINTING TRIANGLE} back to best, {times}",
-            (1, 1.01),
+            (1, 1),
             xycoords="axes fraction",
+            xytext=(0, 6),
+            textcoords="offset points",
             ha="right",
             va="bottom",
             fontsize=7,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,20 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 
 from controller.wording import plain
 
 INK = "#1b1f24"
 FAINT = "#8a9099"  # of lines that only guide the eye
 POINTS = 72  # an inch, in the units of an SVG figure
+FONT = "DejaVu Sans"  # Matplotlib ships it
 PNG_DPI = 150
+MOST_LINES = 3  # of a title
+TITLE_POINTS = 9
+HINTED = 1.06  # letters that are set to whole pixels are wider than their outlines by so much, at most
+LINE_INCHES = 0.17  # that a line of a title is high
 SALT = "experiment-grid"  # the SVG's ids are hashes: with a fixed salt they are the same in every process
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = PALETTE = (
@@ -70,7 +78,9 @@ Draw = Callable[[Figure], None]
 
 @contextmanager
 def _styled(fonttype: str) -> Iterator[None]:
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks is an empty box in a file, and on a page the browser's own fonts have it.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         mpl.rcdefaults()  # whatever a matplotlibrc of this machine says
         mpl.rcParams.update(
             {
@@ -78,10 +88,10 @@ def _styled(fonttype: str) -> Iterator[None]:
                 "axes.labelcolor": INK,
                 "axes.spines.right": False,
                 "axes.spines.top": False,
-                "axes.titlesize": 9,
+                "axes.titlesize": TITLE_POINTS,
                 "axes.titlelocation": "left",
                 "axes.unicode_minus": False,
-                "font.family": ["DejaVu Sans"],  # Matplotlib ships it
+                "font.family": [FONT],
                 "font.size": 8,
                 "grid.color": FAINT,
                 "grid.alpha": 0.35,
@@ -147,7 +157,52 @@ def _for_page(tag: str, name: str) -> str:
     return re.sub(r"'DejaVu Sans'", "inherit", tag) if tag.startswith("<text") else tag
 
 
+def text_inches(text: str, points: float) -> float:
+    """How wide `text` is drawn at that size of its letters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties(family=FONT, size=points), False)
+    return float(width) / POINTS * HINTED
+
+
+def fitting(text: str, points: float, inches: float) -> list[str]:
+    """`text` in lines of at most that width, broken after blanks where that can be; at most three, the last one cut."""
+    lines = [""]
+    for word in _pieces(printable(text, 200), points, inches):
+        if not lines[-1] or text_inches(lines[-1] + word.rstrip(), points) <= inches:
+            lines[-1] += word
+        else:
+            lines.append(word)
+    told = [line.rstrip() for line in lines]
+    return told if len(told) <= MOST_LINES else [*told[: MOST_LINES - 1], f"{told[MOST_LINES - 1][:-1]}…"]
+
+
+def _pieces(text: str, points: float, inches: float) -> Iterator[str]:
+    """The words of the text with the blank after each; one that is too wide in parts."""
+    for word in re.findall(r"\S+\s*|\s+", text):
+        while text_inches(word.rstrip(), points) > inches and len(word) > 1:
+            room = max(1, int(len(word) * inches / text_inches(word, points)))
+            while room > 1 and text_inches(word[:room], points) > inches:
+                room -= 1
+            yield word[:room]
+            word = word[room:]
+        yield word
+
+
 def printable(text: str, width: int = 60) -> str:
     """`text` fit for a figure: on one line, and no longer than `width` characters."""
     shown = plain(text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+
+
+def draw_title(figure: Figure, lines: list[str], inches: tuple[float, float]) -> None:
+    """The title's lines at the figure's upper left edge; the figure is so many inches wide and high."""
+    width, height = inches
+    for number, line in enumerate(lines):
+        place = 1 - (0.1 + LINE_INCHES * (number + 0.5)) / height
+        figure.text(0.08 / width, place, line, fontsize=TITLE_POINTS, va="center")
+
+
+def title_inches(lines: list[str]) -> float:
+    """How high the title is, with the room around it."""
+    return LINE_INCHES * len(lines) + 0.2

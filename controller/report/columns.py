@@ -7,7 +7,26 @@ from math import isfinite
 
 from controller.noise import FEWEST_SEEDS, Comparison
 from controller.table import POSITIONS, StageTable, Table, TableRow
-from controller.table_text import Column, cells_of, columns_of, legend_of, majority_cells, mark_of
+from controller.table_text import (
+    Column,
+    by_importance,
+    cells_of,
+    columns_of,
+    compared_texts,
+    legend_of,
+    majority_cells,
+    mark_of,
+)
+
+TECHNICAL = frozenset(  # what neither a page's first sight nor a paper has room for
+    {
+        *(f"{part}_{name}" for part in ("validation", "test") for name in ("balanced_accuracy", "top5_accuracy")),
+        *("num_parameters", "num_trainable_parameters", "wall_seconds", "images_per_second", "peak_memory_bytes"),
+    }
+)
+ROOM = 53.5  # rem: what the page has for core columns, beside a row's name and its state
+DIGIT, LETTER, PADDING, NARROWEST = 0.56, 0.53, 1.3, 4.0  # rem: of a cell, of a head, what is free beside, a column
+
 
 _VERDICTS = {
     "cannot be told from it": "cannot be told from the best",
@@ -41,13 +60,19 @@ class ShownRow:
         """Whether it is the best row of its stage."""
         return self.row is not None and self.row.best
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether it is better than the majority class, as far as that is known."""
+        return self.row is None or self.row.beats_majority is not False
+
 
 @dataclass(frozen=True, slots=True)
 class ShownTable:
     """One stage's table, for people."""
 
     stage: StageTable
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...]  # the most important first
+    num_core: int  # how many of them fit a page; the others are shown when asked for, and never printed
     rows: tuple[ShownRow, ...]
     texts: tuple[str, ...]  # what stands below it
     legend: str | None  # what the best row is the best by
@@ -67,12 +92,41 @@ class ShownTable:
 
 
 def shown_tables(table: Table) -> tuple[ShownTable, ...]:
-    """Every stage with all the columns that it has numbers for."""
+    """Every stage with all the columns that it has numbers for, the most important first."""
     return tuple(map(_shown, table.stages))
 
 
+def _in_order(stage: StageTable) -> tuple[list[Column], int]:
+    """The columns, the most important first, and how many of them are its core; what was published stays with ours."""
+    found = {column.key: column for column in columns_of(stage)}
+    groups: dict[str, list[Column]] = {}
+    for key in by_importance(stage):
+        if key in found:
+            groups.setdefault(key[0], []).append(found[key])
+    core: list[Column] = []
+    rest: list[Column] = []
+    room = ROOM
+    for number, group in groups.items():
+        if number in TECHNICAL:
+            rest += group
+            continue
+        room -= sum(_rem(column, stage) for column in group)
+        if room >= 0 or not core:
+            core += group
+        else:
+            rest += group
+    return core + rest, len(core)
+
+
+def _rem(column: Column, stage: StageTable) -> float:
+    """How wide the column is on the page, about."""
+    head = max(map(len, column.long.split()))
+    cells = max((len("".join(cell)) for cell in cells_of(column, stage)), default=0)
+    return max(LETTER * head + PADDING, DIGIT * cells + PADDING, NARROWEST)
+
+
 def _shown(stage: StageTable) -> ShownTable:
-    columns = columns_of(stage)
+    columns, num_core = _in_order(stage)
     texts = [["".join(cell) for cell in cells_of(column, stage)] for column in columns]
     has_seeds = max((row.numbers.num_results for row in stage.rows), default=0) >= FEWEST_SEEDS
     rows = [
@@ -99,14 +153,9 @@ def _shown(stage: StageTable) -> ShownTable:
         for index, name in enumerate(stage.majority_names)
     ]
     legend = legend_of(stage)
-    told = [legend] if legend else []
-    if any(row.best for row in stage.rows) and has_seeds:
-        told.append("Compared with the best: paired t intervals over seeds, corrected by Holm's method.")
-    elif sum(row.numbers.num_results > 0 for row in stage.rows) > 1:
-        told.append(
-            f"Which rows cannot be told from the best is said from {FEWEST_SEEDS} seeds on: here are too few to say."
-        )
-    return ShownTable(stage, tuple(columns), tuple(rows), (*told, *stage.remarks[bool(stage.decision) :]), legend)
+    told = [*([legend] if legend else []), *compared_texts(stage, with_intervals=True)]
+    remarks = stage.remarks[bool(stage.decision) :]  # the decision stands in the path
+    return ShownTable(stage, tuple(columns), num_core, tuple(rows), (*told, *remarks), legend)
 
 
 def _beside_best(compared: Comparison) -> str:

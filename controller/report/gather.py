@@ -150,10 +150,10 @@ def gather(
     with ThreadPoolExecutor(NUM_CONNECTIONS, thread_name_prefix="report") as pool:
         found = dict(zip(runs, pool.map(seen, runs.values()), strict=True))
     names = dict.fromkeys(run.hyperparameters.data.name for run in runs.values())
-    data = tuple(_data(store, load_index(store, name)) for name in names)
-    indexes = {each.index.name: each.index for each in data}
+    indexes = {name: index for name in names if (index := _index(store, name)) is not None}
+    data = tuple(_data(store, index) for index in indexes.values())
     tested = tuple(
-        _tested(store, stage.name, experiment, known, indexes[experiment.spec.data.name])
+        _tested(store, stage.name, experiment, known, indexes.get(experiment.spec.data.name))
         for stage in expansion.stages
         if stage.is_test
         for experiment in stage.experiments
@@ -184,6 +184,14 @@ def read_attempts(store: Store, run: str) -> tuple[AttemptSeen, ...]:
     return tuple(found)
 
 
+def _index(store: Store, name: str) -> DatasetIndex | None:
+    """The data set's index; none where the store has none that can be read."""
+    try:
+        return load_index(store, name)
+    except DataError:
+        return None
+
+
 def _data(store: Store, index: DatasetIndex) -> DataSeen:
     entries = index.entries("train")
     chosen = sorted(Random(SHEET_SEED).sample(range(len(entries)), min(SHEET_IMAGES, len(entries))))
@@ -192,8 +200,11 @@ def _data(store: Store, index: DatasetIndex) -> DataSeen:
     return DataSeen(index, tuple((name, image) for name, image in named if image is not None), lacks)
 
 
-def _tested(store: Store, stage: str, experiment: Experiment, known: Known, index: DatasetIndex) -> TestedRow:
+def _tested(store: Store, stage: str, experiment: Experiment, known: Known, index: DatasetIndex | None) -> TestedRow:
     tests = [known.tests[run.id] for run in experiment.runs if run.id in known.tests]
+    if index is None:
+        lack = f"data set {experiment.spec.data.name} is not in the store: its classes are not known"
+        return TestedRow(stage, experiment, tuple(tests), (), None, (), (lack,))
     read: list[tuple[int, Predictions]] = []
     lacks: list[str] = []
     for run in experiment.runs:

@@ -27,7 +27,7 @@ from controller.figures.data import counts_svg
 from controller.figures.style import INK, Look
 from controller.report import story
 from controller.report.columns import ShownTable, shown_tables
-from controller.report.files import confusion_title, counts_of, curves_of_run, curves_of_stage
+from controller.report.files import counts_of, curves_of_run, curves_of_stage
 from controller.wording import count_text, listed, plain
 from trainer.identity import write_spec
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from controller.report.gather import DataSeen, Gathered, RunSeen, TestedRow
 
 MAX_RUNS = 300  # that are shown one by one: with more the page would grow beyond what a browser likes
+FEW_STAGES = 8  # up to here curves lie open, beyond they are folded
 FOLDER = "page"  # of the package: the template, its style and its script
 LOG_TAIL_SHOWN = 8
 JPEG_QUALITY = 72
@@ -111,7 +112,7 @@ def _summary(panel: Panel) -> str:
     """A panel in a sentence, for who does not see it."""
     ends = [f"{plain(line.name)} ends at {line.values[-1]:.3g}" for line in panel.lines if line.values]
     best = f"; the best epoch is {panel.best_epoch}" if panel.best_epoch is not None else ""
-    return f"{panel.label} over {count_text(_last(panel.lines), 'epoch')}: {listed(ends)}{best}"
+    return f"{panel.label} over {count_text(_last(panel.lines), 'epoch', 'epochs')}: {listed(ends)}{best}"
 
 
 def _last(lines: Sequence[Line]) -> int:
@@ -147,6 +148,7 @@ def page(gathered: Gathered) -> str:
     context: dict[str, Any] = {
         "grid": gathered.grid,
         "winner": story.winner(gathered, tables),
+        "apart": story.apart(gathered),
         "missing": story.missing(gathered),
         "facts": story.facts(gathered),
         "machines": story.machines(gathered),
@@ -155,14 +157,16 @@ def page(gathered: Gathered) -> str:
         "notes": gathered.table.notes,
         "majorities": dict.fromkeys(one.meaning for table in tables for one in table.stage.majorities),
         "has_seeds": any(len(row.runs) > 1 for table in tables for row in table.stage.rows),
-        "stage_charts": list(_stage_charts(gathered, tables, charts)),
-        "tested": [_tested(row, charts) for row in gathered.tested],
+        "stage_charts": (stage_charts := dict(_stage_charts(gathered, tables, charts))),
+        "is_long": len(stage_charts) > FEW_STAGES,
+        "tested": [_tested(rows, charts) for rows in _distinct(gathered.tested)],
         "beside_best": story.tests_beside_best(gathered),
         "data": [_data(each, charts) for each in gathered.data],
         "runs": [_run(run, charts) for run in shown_runs],
         "num_runs": len(gathered.runs),
         "shown_ids": {run.run.id for run in shown_runs},
-        "grid_command": story.grid_command(gathered),
+        "reproduction": story.reproduction(gathered),
+        "grid_text": gathered.grid.text(),
         "row_commands": [
             (f"{table.stage.name}/{row.name}", story.row_command(gathered, table.stage.name, row.name))
             for table in tables
@@ -208,13 +212,24 @@ def _stage_charts(gathered: Gathered, tables: Sequence[ShownTable], charts: _Cha
         yield table.stage.name, charts.chart(panels, f"Stage {table.stage.name}", caption)
 
 
-def _tested(row: TestedRow, charts: _Charts) -> dict[str, Any]:
+def _distinct(tested: Sequence[TestedRow]) -> list[list[TestedRow]]:
+    """The tested rows, those of the same runs together: they have the same answers."""
+    groups: dict[tuple[str, ...], list[TestedRow]] = {}
+    for row in tested:
+        groups.setdefault(tuple(run.id for run in row.experiment.runs), []).append(row)
+    return list(groups.values())
+
+
+def _tested(rows: Sequence[TestedRow], charts: _Charts) -> dict[str, Any]:
+    row = rows[0]
     shown: dict[str, Any] = {
         "row": row,
+        "homes": [(each.stage, each.experiment.name) for each in rows],
+        "name": rows[-1].experiment.name,  # the last table's: the one that was given to be read
         "mistakes": [(each, each.image and jpeg_uri(each.image)) for each in row.mistakes],
     }
-    if row.scores is not None:
-        svg = confusion_svg(confusion_title(row), row.classes, row.scores.counts, charts.name())
+    if row.scores is not None and row.scores.only_answer is None:
+        svg = confusion_svg(row.classes, row.scores.counts, charts.name())
         shown["confusion"] = Markup(svg)
     return shown
 

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 
 from controller.noise import LEVEL
 from controller.search import StageExpansion
+from controller.selection import rule_reason
 from controller.stages import BASE, KeepThis, Stage, TestThese
-from controller.table import StageTable, TableRow
-from controller.table_text import reason_of
+from controller.table import CHOSEN_BEFOREHAND, MAJORITY, StageTable, TableRow
+from controller.table_text import number_text, reason_of
 from controller.wording import count_text, listed, seconds_text
+from trainer.spec import lower_is_better
 
 if TYPE_CHECKING:
-    from controller.report.columns import ShownTable
-    from controller.report.gather import Gathered, RunSeen
+    from controller.report.columns import ShownRow, ShownTable
+    from controller.report.gather import DataSeen, Gathered, RunSeen
 
-AUTHOR = "chosen by the grid's author"
+AUTHOR = CHOSEN_BEFOREHAND
 RULE = "chosen by the rule"
+DEFAULT_VALIDATION = 0.5  # of `grid data import`
 HEADLINE_NUMBERS = ("test_accuracy", "validation_accuracy", "validation_loss")  # of the winner, as far as it has them
 
 
@@ -32,6 +35,7 @@ class Winner:
     experiment: str
     because: str
     numbers: tuple[tuple[str, str], ...]  # name and text
+    doubt: str  # why it is nothing to be glad of; empty where nothing speaks against it
     is_final: bool  # whether no later stage can change it
 
 
@@ -55,6 +59,7 @@ class Step:
     kept: tuple[str, ...]
     chosen: str  # by whom, in words; empty while nothing is
     because: str
+    here: str  # what these numbers say of an author's choice; empty where that was the rule's, or nothing is known
     waiting: str | None
     remarks: tuple[str, ...]
 
@@ -76,8 +81,40 @@ def winner(gathered: Gathered, tables: tuple[ShownTable, ...]) -> Winner | None:
             because = f"{table.legend.removeprefix('best: ')}, of the rows that were tested"
         elif is_pinned:
             because = f"{AUTHOR}: {because}"
-        return Winner(table.stage.name, row.experiment, because, tuple(numbers), is_over)
+        doubt = _doubt(shown, table)
+        return Winner(table.stage.name, row.experiment, because, tuple(numbers), doubt, is_over)
     return None
+
+
+def _doubt(shown: ShownRow, table: ShownTable) -> str:
+    if shown.has_learned:
+        return ""
+    number = "test_accuracy" if table.number(shown, "test_accuracy") else "validation_accuracy"
+    scores = [text for row in table.rows if row.row is None and (text := table.number(row, number))]
+    least = f", which scores {listed(scores)}" if scores else ""
+    return f"it is not better than the {MAJORITY} in {number.replace('_', ' ')}{least}: it has learned nothing"
+
+
+def apart(gathered: Gathered) -> str | None:
+    """What a reader must know before any number, where data or models are none that the figures were published for."""
+    keys = {key for stage in gathered.grid.stages if stage.published for key in stage.published.apart}
+    if not keys:
+        return None
+    specs = [run.run.hyperparameters for run in gathered.runs.values()]
+    data = dict.fromkeys(
+        spec.data.name
+        + (f" ({count_text(spec.data.images_per_class, 'image')} a class)" if spec.data.images_per_class else "")
+        for spec in specs
+    )
+    weights = dict.fromkeys(spec.model.weights or "random weights" for spec in specs)
+    epochs = sorted({spec.epochs for spec in specs})
+    many = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else listed([str(number) for number in epochs])
+    told = f"{listed(list(data))}, {listed(list(weights))} and {many} {'epoch' if many == '1' else 'epochs'}"
+    trained = f": they come from {told}" if specs else ""
+    return (
+        f"These numbers are not of what was published{trained}. They show how such a report looks, say nothing about "
+        "the published figures, and are not subtracted from them"
+    )
 
 
 def _winning(stage: StageTable) -> TableRow | None:
@@ -89,7 +126,12 @@ def _winning(stage: StageTable) -> TableRow | None:
 def _because(gathered: Gathered, name: str) -> str:
     decision = gathered.known.decisions.get(name)
     if decision is not None:
-        return decision.because
+        # Worked out anew from what it saw: an older one may tell too few digits.
+        return (
+            decision.because
+            if decision.metric is None
+            else rule_reason(decision.metric, decision.saw, len(decision.kept))
+        )
     stage = gathered.grid.stage(name)
     rule = stage.keep or stage.test
     return rule.because if isinstance(rule, KeepThis | TestThese) else ""
@@ -115,9 +157,27 @@ def _step(gathered: Gathered, seen: StageExpansion, table: StageTable) -> Step:
         seen.kept,
         (AUTHOR if is_pinned else RULE) if seen.kept else "",
         _because(gathered, seen.name) if seen.kept else "",
+        _here(table) if is_pinned and not seen.is_test else "",
         seen.waiting or (None if seen.kept else gathered.waiting.get(seen.name)),
         tuple(remark for remark in table.remarks if remark.startswith("since that decision")),
     )
+
+
+def _here(table: StageTable) -> str:
+    """What the stage's own numbers say of the row that its author chose."""
+    best = [row for row in table.rows if row.best]
+    kept = [row for row in table.rows if row.kept and table.metric in row.numbers]
+    if not best or not kept or len(table.rows) < 2:
+        return ""
+    direction = "lowest" if lower_is_better(table.metric) else "highest"
+    kept_text, best_text = (number_text(table.metric, row, table.rows) for row in (kept[0], best[0]))
+    if kept[0].best:
+        others = [row.experiment for row in best if row is not kept[0]]
+        return f"here it has the {direction} {table.metric}, {best_text}" + (
+            f", as {listed(others)} {'has' if len(others) == 1 else 'have'}" if others else ""
+        )
+    names = listed([row.experiment for row in best])
+    return f"here its {table.metric} is {kept_text}; the {direction} is {best_text} ({names})"
 
 
 def _start(stage: Stage) -> str:
@@ -175,7 +235,7 @@ def facts(gathered: Gathered) -> tuple[tuple[str, str], ...]:
     return (
         ("distinct runs trained", trained),
         ("runs tested", f"{num_tests:,}"),
-        ("seeds", ", ".join(map(str, gathered.expansion.seeds))),
+        ("seeds", f"{len(gathered.expansion.seeds)} ({listed([str(seed) for seed in gathered.expansion.seeds])})"),
         ("attempts", f"{attempts:,}"),
         ("time of all runs", seconds_text(seconds)),
         ("GPU-hours", hours_text(gpu)),
@@ -197,6 +257,44 @@ def machines(gathered: Gathered) -> tuple[str, ...]:
         if each.provenance
     ]
     return tuple(dict.fromkeys(found))
+
+
+def reproduction(gathered: Gathered) -> tuple[tuple[str, str], ...]:
+    """What makes all of it anew, from nothing: in words, and the command, step by step."""
+    made = [each.provenance for run in gathered.runs.values() for each in run.attempts if each.provenance]
+    commits = list(dict.fromkeys(each.commit for each in made if each.commit))
+    code = f"the code; {count_text(len(commits), 'commit')} trained it" if len(commits) > 1 else "the code"
+    specs = [run.run.hyperparameters for run in gathered.runs.values()]
+    weights = {spec.model.weights: spec.model.weights_fingerprint for spec in specs if spec.model.weights}
+    return (
+        *((code, f"git checkout {commit}") for commit in commits[-1:]),
+        ("where data, weights and results lie: a folder, or s3://bucket/prefix", "export GRID_STORE=file:///FOLDER"),
+        *(
+            (
+                f"data set {each.index.name}, SRC is its class folders; its fingerprint is {each.index.fingerprint}",
+                _import_command(each),
+            )
+            for each in gathered.data
+        ),
+        *(
+            (f"weights; their SHA-256 is {fingerprint}", f"grid weights import FILE --name {shlex.quote(name)}")
+            for name, fingerprint in sorted(weights.items())
+        ),
+        ("the grid; what the store has already is not trained again", grid_command(gathered)),
+        ("this page", f"grid report {shlex.quote(gathered.grid.name)}"),
+    )
+
+
+def _import_command(data: DataSeen) -> str:
+    index, split = data.index, data.index.split
+    rule = split.rule if split.test_fraction is None else f"{split.rule}={split.test_fraction:g}"
+    words = ["grid", "data", "import", shlex.quote(index.name), "SRC", "--split", rule]
+    words += ["--list", "PART=FILE"] if split.rule == "lists" else []
+    if split.validation_fraction not in (None, DEFAULT_VALIDATION):
+        words += ["--validation", f"{split.validation_fraction:g}"]
+    words += ["--seed", str(split.seed)] if split.seed else []
+    words += [word for name in index.excluded for word in ("--exclude", shlex.quote(name))]
+    return " ".join(words)
 
 
 def grid_command(gathered: Gathered) -> str:

@@ -53,6 +53,17 @@ class Scores:
     by_class: tuple[ClassScore, ...]  # classes with test images, worst first
 
     @property
+    def only_answer(self) -> int | None:
+        """The class that every image is taken for; none where there are more of them."""
+        answers = np.flatnonzero(self.counts.sum(axis=0))
+        return int(answers[0]) if len(answers) == 1 else None
+
+    @property
+    def accuracy(self) -> float:
+        """The part of all answers that are right."""
+        return float(np.trace(self.counts) / self.counts.sum())
+
+    @property
     def worst(self) -> tuple[ClassScore, ...]:
         """The classes that are recognised worst; at most the worse half."""
         return self.by_class[: min(CLASSES_SHOWN, (len(self.by_class) + 1) // 2)]

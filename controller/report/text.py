@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING
 
 from controller import table_text
 from controller.report import story
-from controller.report.columns import ShownTable, shown_tables
+from controller.report.columns import TECHNICAL, ShownTable, shown_tables
 from controller.table_text import markdown_of
 from controller.wording import plain
 
 if TYPE_CHECKING:
     from controller.report.gather import Gathered
-
-TECHNICAL = frozenset(  # what a paper's table has no room for
-    {
-        *(f"{part}_{name}" for part in ("validation", "test") for name in ("balanced_accuracy", "top5_accuracy")),
-        *("num_parameters", "num_trainable_parameters", "wall_seconds", "images_per_second", "peak_memory_bytes"),
-    }
-)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -51,11 +44,14 @@ def to_markdown(gathered: Gathered) -> str:
     lines = [f"# {markdown_of(gathered.grid.name)}", ""]
     if gathered.grid.description:
         lines += [markdown_of(gathered.grid.description), ""]
+    if (told := story.apart(gathered)) is not None:
+        lines += [f"> **{markdown_of(told)}**", ""]
     if (found := story.winner(gathered, tables)) is not None:
         numbers = "".join(f", {name} {text}" for name, text in found.numbers)
         lines.append(
             f"{'Best' if found.is_final else 'Best so far'}: **{markdown_of(found.experiment)}** "
             f"(stage {markdown_of(found.stage)}{numbers}). {_sentence(found.because)}"
+            + (f" {_sentence(found.doubt)}" if found.doubt else "")
         )
     else:
         lines.append("No stage has kept a row yet.")
@@ -67,7 +63,9 @@ def to_markdown(gathered: Gathered) -> str:
     for number, step in enumerate(story.steps(gathered), start=1):
         lines.append(f"{number}. **{markdown_of(step.name)}** {markdown_of(step.start)}. {_step_text(step)}".rstrip())
     lines += ["", "## Tables", "", *_table_lines(gathered)]
-    lines += ["", "## How to reproduce it", "", "```", story.grid_command(gathered), "```"]
+    lines += ["", "## How to reproduce it", "", "```sh"]
+    lines += [line for told, command in story.reproduction(gathered) for line in (f"# {plain(told)}", command)]
+    lines.append("```")
     return "\n".join(lines) + "\n"
 
 
@@ -87,6 +85,8 @@ def _step_text(step: story.Step) -> str:
         texts.append(f"Kept **{', '.join(map(markdown_of, step.kept))}**.")
     if step.kept:
         texts.append(_sentence(f"{step.chosen}: {step.because}" if step.because else step.chosen))
+    if step.here:
+        texts.append(_sentence(step.here))
     if step.waiting:
         texts.append(_sentence(f"waiting {step.waiting}"))
     return " ".join(texts)

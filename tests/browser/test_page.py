@@ -162,11 +162,57 @@ def test_without_script_the_figures_and_tables_are_there(browser: Chrome, report
 
 def test_it_prints_with_every_run_and_without_what_a_screen_needs(browser: Chrome, report_file: Path) -> None:
     show(browser, report_file, scheme="dark")
+    num_open = "return document.querySelectorAll('details[open]').length"
+    before = script(browser, num_open)
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") > 3
-    assert script(browser, "return document.querySelectorAll('details[open]').length") == 0  # closed again
+    assert script(browser, num_open) == before  # those are closed again that were
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     look = "const s = getComputedStyle(document.querySelector(arguments[0])); return [s.display, s.color]"
     assert script(browser, look, "nav")[0] == "none"
     assert script(browser, look, "body")[1] == "rgb(0, 0, 0)"
+    assert {script(browser, look, part)[0] for part in (".rest", ".unprinted", ".more")} == {"none"}
+
+
+def test_no_number_of_a_printed_table_is_broken_and_every_table_fits_the_paper(
+    browser: Chrome, report_file: Path
+) -> None:
+    show(browser, report_file, width=1032)  # A4 across, less its margins
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    breaks = "return [...document.querySelectorAll('#tables td:not(.text)')].map(c => getComputedStyle(c).whiteSpace)"
+    assert set(script(browser, breaks)) == {"nowrap"}
+    code = (
+        "return [...document.querySelectorAll('#tables table')].map(t => t.getBoundingClientRect().right - innerWidth)"
+    )
+    assert max(script(browser, code)) <= 0
+
+
+def test_the_deciding_metric_is_in_sight_and_the_rest_is_there_when_asked_for(
+    browser: Chrome, report_file: Path
+) -> None:
+    show(browser, report_file)
+    heads = "return [...document.querySelectorAll(arguments[0] + ' thead th')].map(h => [h.innerText, h.offsetWidth])"
+    shown = [str(text).split("\n")[0].strip() for text, width in script(browser, heads, TABLE) if width]
+    assert shown[2].replace("\u00a0", " ").startswith("validation loss")
+    assert not any("memory" in text for text in shown)
+    area = "const a = document.querySelector('#tables .scroll'); "
+    assert script(browser, area + "return a.scrollWidth <= a.clientWidth + 1")  # rounded
+    browser.find_element(By.CSS_SELECTOR, "#more-1").click()
+    assert any("memory" in str(text) and width for text, width in script(browser, heads, TABLE))
+    hint = area + "return [a.classList.contains('goes-on'), !a.nextElementSibling.hidden]"
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    assert script(browser, hint) == [True, True]
+
+
+def test_no_text_of_a_figure_is_cut(browser: Chrome, report_file: Path) -> None:
+    show(browser, report_file)
+    script(browser, "document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    code = """
+        return [...document.querySelectorAll('figure svg text')].flatMap(text => {
+          const own = text.getBoundingClientRect(), all = text.closest('svg').getBoundingClientRect();
+          const isIn = own.left > all.left - 1 && own.right < all.right + 1
+            && own.top > all.top - 1 && own.bottom < all.bottom + 1;
+          return isIn ? [] : [text.textContent];
+        })"""
+    assert script(browser, code) == []

@@ -287,7 +287,7 @@ def test_what_the_command_line_set_is_part_of_the_text(file_store: FileStore, fa
 def test_another_grid_of_the_name_is_refused_with_its_changes(file_store: FileStore, small: Grid, facts: Facts) -> None:
     adopt(small, file_store, facts)
     before = file_store.get(grid_key("small"))
-    with pytest.raises(SpecError, match=r"(?s)epochs: 2 becomes 3.*--update.*--as") as caught:
+    with pytest.raises(SpecError, match=r"(?s)epochs: 2 becomes 3.*--as.*--update") as caught:
         adopt(parse_grid(TEXT, "small.yaml", ["epochs=3"]), file_store, facts)
     assert "small" in str(caught.value)
     assert file_store.get(grid_key("small")) == before

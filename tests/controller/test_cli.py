@@ -18,9 +18,11 @@ from results import result
 
 from controller.cli import SECTIONS, main
 from controller.commands.data import ImportProgress
-from controller.commands.surface import Waits
+from controller.commands.runs import counted_work
+from controller.commands.surface import Waits, tell_misfits
 from controller.gc import find_unwanted, read_contents, remove
-from trainer.dataset import dataset_lock
+from controller.standing import State, Work
+from trainer.dataset import dataset_lock, load_index
 from trainer.failure import Failure
 from trainer.lease import LeaseRecord, lease_key
 from trainer.store import FileStore, Retry
@@ -295,6 +297,50 @@ def test_status_tells_what_is_done_and_what_failed(imported: Path) -> None:
     assert first[1]["reason"] == "diverged: not finite"
     text = call("status", "tiny.yaml").stdout
     assert "failed: diverged: not finite" in text
+
+
+@pytest.mark.parametrize("command", ["status", "table", "report"])
+def test_what_there_is_of_a_grid_is_shown_without_its_data(imported: Path, command: str) -> None:
+    store, runs = store_of(imported), planned_runs()
+    call("status", "tiny.yaml")
+    for run in runs:
+        index = load_index(store, "shades")
+        done = result(run, spec={"data": {"name": "shades"}}, data_fingerprint=index.fingerprint)
+        store.put(f"results/{run}.json", done.model_dump_json().encode())
+    store.put("grids/tiny/grid.yaml", GRID.encode())
+    for entry in list(store.list("datasets/")):
+        store.delete(entry.key)
+    told = call(command, "tiny.yaml")
+    assert "no datasets/shades" not in told.stderr  # nothing is left to train
+    store.delete(f"results/{runs[0]}.json")
+    told = call(command, "tiny.yaml")
+    assert "import it with `grid data import shades FOLDER`" in " ".join(told.stderr.split())
+    assert "decision" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        pytest.param({Work("a", False): "done", Work("b", False): "done"}, "2 done", id="runs"),
+        pytest.param(
+            {Work("a", False): "done", Work("b", False): "failed", Work("a", True): "waiting"},
+            "1 done, 1 waiting, 1 failed (2 runs, 1 test)",
+            id="runs-and-tests",
+        ),
+        pytest.param({}, "nothing to do yet", id="nothing"),
+    ],
+)
+def test_runs_and_tests_are_counted_apart(states: dict[Work, State], told: str) -> None:
+    assert counted_work(states) == told
+
+
+def test_decisions_that_do_not_fit_are_one_note(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_misfits(["one", "two", "three", "four", "five"], store_of(folder))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.startswith("note: left out: 5 decisions in ")
+    assert "one, two, three and 2 more; `grid run` with --update decides anew, with --as NAME under another" in told
+    tell_misfits([], store_of(folder))
+    assert capsys.readouterr().err == ""
 
 
 def put_failure(store: FileStore, run: str, **changes: object) -> None:

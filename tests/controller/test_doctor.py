@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pictures import import_pictures
 
 from controller import doctor
 from controller.doctor import Check
+from controller.origins import DATA_SETS, DataOrigin
 from controller.plan import LackingWeights
 from controller.search import Needs
 from trainer.failure import StoreError
@@ -180,6 +182,18 @@ def test_a_data_set_that_a_grid_wants_and_the_store_lacks_is_wrong(file_store: F
     [check] = doctor.check_data_sets(file_store, ["cats"])
     assert (check.name, check.state) == ("data set cats", "wrong")
     assert "grid data import cats" in str(check.cure)
+
+
+def test_a_data_set_that_published_figures_are_not_of_is_worth_knowing(
+    file_store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATA_SETS, "pictures", DataOrigin("every-third", ("class2",), (4, 4, 4)))
+    import_pictures(file_store, tmp_path / "pictures", per_class=6)
+    [asked] = doctor.check_data_sets(file_store, ["pictures"], ["pictures"])
+    assert asked.state == "note"
+    assert "`grid data import pictures FOLDER --split every-third --exclude class2 --replace`" in asked.found
+    [unasked] = doctor.check_data_sets(file_store, ["pictures"])
+    assert unasked.state == "ok"
 
 
 def test_an_empty_store_is_worth_knowing_and_not_wrong(file_store: FileStore) -> None:

@@ -132,6 +132,42 @@ def test_a_panel_for_a_page_names_all_of_it_after_itself() -> None:
     assert "style>" not in svg
 
 
+FLAT = [epoch(n, validation_loss=2.302439 - 1e-6 * n, train_loss=2.3027, validation_accuracy=0.1) for n in range(1, 7)]
+HIGH = [epoch(n, validation_loss=2.3e7 + 1e6 * n, train_loss=2.5e7, returned_to_best=n == 3) for n in range(1, 7)]
+FAR = [epoch(n, validation_loss=10.0**n, train_loss=1e-4) for n in range(1, 7)]
+LONG = "AlexNet - Transfer learning (finetuned), a name that goes on " * 4
+LIKELY_TO_BE_CUT: dict[str, Callable[[], Picture]] = {
+    "flat losses": lambda: panels_picture(LONG, run_panels(FLAT, 6, 6)),
+    "high losses": lambda: panels_picture("W" * 300, run_panels(HIGH, 3, 6)),
+    "losses far apart": lambda: panels_picture("far", run_panels(FAR, 3, 6)),
+    "confusion with long names": lambda: confusion_picture(LONG, ["W" * 30, "b" * 30, "c"], np.eye(3, dtype=np.int64)),
+    "confusion of many classes": lambda: confusion_picture("W" * 99, list("ab" * 51), np.eye(102, dtype=np.int64)),
+    "few bars": lambda: counts_picture(LONG, ["W" * 40, "b"], [3, 1_000_000]),
+    "sheet": lambda: sheet_picture(LONG, [("W" * 40, Image.new("RGB", (9, 8), "red"))] * 9),
+}
+
+
+@pytest.mark.parametrize("name", LIKELY_TO_BE_CUT)
+def test_nothing_is_drawn_at_the_edge_where_it_would_be_cut(name: str) -> None:
+    with Image.open(io.BytesIO(LIKELY_TO_BE_CUT[name]().png)) as image:
+        pixels_HWC = np.asarray(image.convert("RGB"))
+    for edge in (pixels_HWC[0], pixels_HWC[-1], pixels_HWC[:, 0], pixels_HWC[:, -1]):
+        assert (edge == 255).all()
+
+
+def test_losses_that_hardly_differ_look_flat_and_no_number_is_told_as_an_offset() -> None:
+    loss = run_panels(FLAT, None, 6)[0]
+    low, high = loss.limits
+    assert high - low >= 0.02 * 2.3
+    assert "+2.3" not in re.sub(r"<[^>]*>", " ", panel_svg(loss, "c"))
+
+
+def test_a_letter_that_the_font_lacks_is_no_warning() -> None:
+    name = "\u65e5\u672c\U0001f431"
+    assert confusion_picture(name, [name, "b"], COUNTS).png
+    assert name in counts_svg(name, ["a", name], [3, 9], "c1")
+
+
 def test_the_box_is_where_the_axes_are_drawn() -> None:
     panel = run_panels(ROWS, None, 6)[0]
     svg = panel_svg(panel, "c")
@@ -146,7 +182,7 @@ def test_the_box_is_where_the_axes_are_drawn() -> None:
 
 
 def test_names_are_text_on_a_page_and_ink_takes_its_colour() -> None:
-    svg = counts_svg(ATTACK, ["a", ATTACK], [3, 9], "c1") + confusion_svg(SCRIPT, ["a", ATTACK], COUNTS, "c2")
+    svg = counts_svg(ATTACK, ["a", ATTACK], [3, 9], "c1") + confusion_svg([SCRIPT, ATTACK], COUNTS, "c2")
     assert "<img" not in svg
     assert "<script" not in svg
     assert "&lt;img" in svg

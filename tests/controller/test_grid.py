@@ -372,12 +372,12 @@ def test_order_of_keys_spelling_and_defaults_change_no_digest() -> None:
         (
             "{this: {name: lr=1}, because: so}\n  -",
             "{best: validation_loss}\n  -",
-            "keep.this.name: 'lr=1' becomes nothing",
+            "stage one: keep: the row with name 'lr=1' becomes the best by validation_loss",
         ),
         (
-            "{this: {name: lr=1}, because: so}\n  -",
-            "{best: validation_loss}\n  -",
-            "keep.best: nothing becomes 'validation_loss'",
+            "{these: [{stage: one, this: {optimizer.lr: 1}}], because: so}",
+            "{best: 1}",
+            "stage t: test: the row of one with optimizer.lr 1 becomes the best 1 by validation_loss",
         ),
         ("name: t", "name: u", "stage t: removed"),
         ("name: t", "name: u", "stage u: added"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -13,14 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import pytest
 from grids import TEXT, runs_of
 from pictures import import_pictures
+from results import result
 
-from controller import local
+from controller import local, workers
 from controller.archive import checkpoint_sequence, gather_facts, hold_run, read_held, record_failure
 from controller.attempts import MAX_TRIES, crash_failure, end_text, numbers_missing, show_exit, unrecorded_failure
 from controller.grid import Grid, parse_grid
@@ -39,6 +41,7 @@ from controller.local import (
 from controller.search import Decision, Facts, expand, wanted
 from controller.standing import Choice, Work, chosen_work
 from controller.workers import Machine, Share, num_threads, share_of
+from trainer.child import PRELOAD, report_load
 from trainer.failure import DataError, ExitCode, Failure, SpecError, StoreError
 from trainer.identity import read_spec
 from trainer.lease import run_lock
@@ -314,6 +317,48 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def pictures(file_store: FileStore, tmp_path: Path) -> FileStore:
     import_pictures(file_store, tmp_path / "pictures")
     return file_store
+
+
+def test_nothing_is_loaded_where_nothing_is_left_to_train(pictures: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run in expand(small(ONE_RUN), {}, _facts(pictures)).runs():
+        pictures.put(f"results/{run}.json", result(run).model_dump_json().encode())
+    started: list[object] = []
+    monkeypatch.setattr(workers, "_start_server", started.append)
+    assert train(pictures, ONE_RUN).exit_code == ExitCode.OK
+    assert started == []
+
+
+def test_what_is_trained_is_shown_without_the_data_that_it_was_trained_on(pictures: FileStore) -> None:
+    trained, other = expand(small(ONE_RUN.replace("[0.05]", "[0.05, 0.5]")), {}, _facts(pictures)).runs().values()
+    done = result(
+        trained.id,
+        spec=trained.spec.model_dump(mode="json"),
+        data_fingerprint=trained.hyperparameters.data.fingerprint,
+    )
+    pictures.put(f"results/{trained.id}.json", done.model_dump_json().encode())
+    pictures.delete("datasets/pictures/index.json")
+    seen = status(small(ONE_RUN), pictures)
+    assert seen.state(Work(trained.id, is_test=False)) == ("done", None)
+    assert seen.lacking == {}
+    seen = status(small(ONE_RUN.replace("[0.05]", "[0.05, 0.5]")), pictures)
+    assert seen.state(Work(other.id, is_test=False)) == ("waiting", "never started")
+    assert "`grid data import pictures FOLDER`" in str(seen.lacking["pictures"])
+
+
+def test_a_grid_is_shown_though_the_store_has_nothing_of_it(file_store: FileStore) -> None:
+    seen = status(small(), file_store)
+    assert {seen.state(work)[0] for work in chosen_work(seen.expansion, Choice())} == {"waiting"}
+    assert list(seen.lacking) == ["pictures"]
+
+
+def test_a_process_that_nobody_waits_for_any_more_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, PRELOAD, SimpleNamespace(load_error=None))
+    reports, remote = multiprocessing.Pipe(duplex=False)
+    report_load(remote)
+    assert reports.recv() is None
+    reports.close()
+    report_load(remote)
+    remote.close()
 
 
 @pytest.mark.slow

@@ -6,9 +6,21 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from pictures import write_pictures
 
 from controller import origins
-from controller.origins import cure, likely_architecture, origin_of, published
+from controller.origins import (
+    DATA_SETS,
+    DataOrigin,
+    cure,
+    data_cure,
+    likely_architecture,
+    origin_of,
+    other_split,
+    published,
+)
+from trainer.importing import import_dataset
+from trainer.store import FileStore
 from trainer.weights import hash_in_name
 
 
@@ -68,6 +80,38 @@ def test_weights_that_a_package_brings_are_imported_from_where_it_lies(monkeypat
 )
 def test_a_name_tells_the_network_that_it_begins_with(name: str, architecture: str | None) -> None:
     assert likely_architecture(name) == architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        pytest.param(
+            "caltech101",
+            "`grid data import caltech101 FOLDER --split every-third --exclude BACKGROUND_Google`",
+            id="of-a-report",
+        ),
+        pytest.param("digits", "`grid data digits FOLDER && grid data import digits FOLDER`", id="digits"),
+        pytest.param("birds", "`grid data import birds FOLDER`", id="own"),
+    ],
+)
+def test_the_command_that_imports_a_data_set_is_whole(name: str, command: str) -> None:
+    assert data_cure(name) == command
+
+
+def test_a_data_set_that_figures_were_not_published_for_is_told(
+    file_store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "shapes", per_class=6)
+    monkeypatch.setitem(DATA_SETS, "shapes", DataOrigin("every-third", ("class2",), (4, 4, 4)))
+    right = import_dataset(folder, "shapes", file_store, split="every-third", exclude=["class2"]).index
+    assert other_split(right) is None
+    other = import_dataset(folder, "shapes", file_store, split="fraction", replace=True).index
+    told = other_split(other)
+    assert told is not None
+    assert told.startswith("got split fraction, nothing left out (")
+    assert "published figures are of split every-third, class2 left out (4 train, 4 validation, 4 test)" in told
+    assert told.endswith("`grid data import shapes FOLDER --split every-third --exclude class2 --replace` makes that")
+    assert other_split(import_dataset(folder, "own", file_store, split="fraction").index) is None
 
 
 def test_nothing_is_known_where_torchvision_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

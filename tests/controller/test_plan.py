@@ -97,6 +97,21 @@ def test_bounds_differ_where_the_choice_matters() -> None:
     assert str(plan_of(parse(first + batches)).new) == "2-3"
 
 
+@pytest.mark.parametrize(
+    ("sets", "is_told"),
+    [
+        pytest.param([], True, id="as-published"),
+        pytest.param(["data.images_per_class=2"], False, id="of-other-data-anyhow"),
+    ],
+)
+def test_data_that_published_figures_are_not_of_is_told(sets: list[str], is_told: bool) -> None:
+    grid = read_grid("from_scratch", sets)
+    data = DataFacts("d" * 64, 101, {"train": (20,) * 101}, other_split="got another split")
+    planned = plan_of(grid, facts=Facts({"caltech101": data}))
+    assert planned.other_data == (("data set caltech101: got another split",) if is_told else ())
+    assert ("note: data set caltech101: got another split" in plan_text(planned)) == is_told
+
+
 def test_every_run_is_counted_once_for_each_seed() -> None:
     plan = plan_of(parse(HEAD + CHAIN, seeds=3))
 
@@ -281,6 +296,17 @@ def test_a_tested_run_is_in_the_store() -> None:
 
     assert (plan.stages[1].shared, plan.stages[1].stored) == (Bounds(0, 0), Bounds(1, 1))
     assert plan.stages[1].rows[0].states == ("stored",)
+
+
+def test_pinned_rows_that_are_not_known_yet_are_counted() -> None:
+    later = "  - {name: decay, vary: {optimizer.weight_decay: [0, 1]}}\n  - {name: test, test: {these: ["
+    pins = "{stage: rate, this: {optimizer.lr: 1}}, {stage: decay, this: {optimizer.weight_decay: 1}}"
+    grid = parse(
+        f"{HEAD}{PINNED_TEST.splitlines()[0]}\n{PINNED_TEST.splitlines()[1]}\n{later}{pins}], because: so}}}}\n"
+    )
+    stage = plan_of(grid, 0).stages[2]
+    assert stage.waiting == "for the rows of decay to be known"
+    assert (stage.num_rows, stage.num_runs) == (2, 2)
 
 
 def test_a_test_stage_that_wants_more_rows_than_there_are_says_so() -> None:

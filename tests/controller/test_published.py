@@ -102,7 +102,14 @@ def test_figures_of_other_values_are_left_out_and_it_says_so() -> None:
     ("assignment", "told"),
     [
         pytest.param("epochs=3", ("from a course; figures of the grid without --set epochs=3",), id="other numbers"),
-        pytest.param("data.name=x", ("from a course; figures of the grid without --set data.name=x",), id="data"),
+        pytest.param(
+            "data.name=x",
+            (
+                "from a course; figures of the grid without --set data.name=x",
+                "no difference is worked out: data.name not as published",
+            ),
+            id="data",
+        ),
         pytest.param("model.architecture=alexnet", ("from a course",), id="what it was"),
         pytest.param("checkpoint.keep=all", ("from a course",), id="no number"),
         pytest.param("max_failed=3", ("from a course",), id="the grid's own"),
@@ -116,6 +123,42 @@ def test_what_the_command_line_sets_is_told_beside_figures_that_are_not_of_it(
 
     assert found.remarks == {"rate": told}
     assert [row for _, row in found.figures] == ["lr=0.1"]
+
+
+FORM = """\
+forms:
+  small:
+    set: {data.images_per_class: 4, epochs: 2}
+  short:
+    set: {epochs: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "difference"), [pytest.param("small", None, id="data"), pytest.param("short", 0.5, id="epochs")]
+)
+def test_a_form_that_changes_the_data_shows_figures_and_no_difference(form: str, difference: float | None) -> None:
+    grid = parse_grid(f"{HEAD}{FORM}stages:\n{RATE}{FIGURES}", "g.yaml", form=form)
+    again = parse_grid(grid.text(), "again")
+    for each in (grid, again):
+        table = table_of(each, LOSSES)
+        row = table.stages[0].rows[0]
+        assert row.published == {"validation_loss": 2.5, "validation_accuracy": 0.4}
+        assert row.difference("validation_loss") == difference
+        assert ("| difference |" in to_markdown(table)) is (difference is not None)
+        assert ("diff: ours less that" in to_terminal(table)) is (difference is not None)
+
+
+@pytest.mark.parametrize("width", range(40, 120, 4))
+def test_a_published_figure_stands_beside_ours_and_with_its_difference_or_not_at_all(width: int) -> None:
+    lines = to_terminal(table_of(parse(RATE + FIGURES), LOSSES), width).splitlines()
+    head = next(line for line in lines if "val loss" in line or "publ." in line).split("  ")
+    words = [word.strip() for word in head if word.strip()]
+    for place, word in enumerate(words):
+        if word == "publ.":
+            assert words[place - 1] in ("val loss", "val acc")
+            assert words[place + 1 : place + 2] == ["diff"]
+    assert words.count("publ.") == words.count("diff")
 
 
 def test_a_test_stage_shows_the_figures_of_the_rows_that_it_tests() -> None:

@@ -20,12 +20,13 @@ from controller.cli import main
 from controller.grid import Grid
 from controller.predicted import Predictions
 from controller.report import story
-from controller.report.columns import shown_tables
+from controller.report.columns import TECHNICAL, shown_tables
 from controller.report.files import figure_files
 from controller.report.gather import Gathered
 from controller.report.page import page
 from controller.report.tested import MISTAKES_SHOWN, mistakes, read_predictions, scores
 from controller.report.text import to_latex, to_markdown
+from controller.stages import KeepThis, Published, PublishedRow
 from trainer.failure import DataError
 from trainer.store import FileStore
 
@@ -164,6 +165,58 @@ def test_the_path_tells_what_each_stage_tried_kept_and_why(shown: Gathered) -> N
     assert final.kept == ("rate/lr=0.01", "rate/lr=0.001")
 
 
+def test_an_authors_reason_is_quoted_and_these_numbers_speak_for_themselves(shown: Gathered) -> None:
+    rows = tuple(
+        replace(row, best=row.experiment == "lr=0.01", kept=row.experiment == "lr=0.001")
+        for row in shown.table.stages[0].rows
+    )
+    stage = replace(shown.table.stages[0], rows=rows)
+    pinned = KeepThis(this={"optimizer.lr": 0.001}, because="the best of its stage")
+    grid = replace(
+        shown.grid, stages=(shown.grid.stages[0].model_copy(update={"keep": pinned}), *shown.grid.stages[1:])
+    )
+    table = replace(shown.table, stages=(stage, *shown.table.stages[1:]))
+    step = story.steps(replace(shown, grid=grid, table=table))[0]
+    assert step.chosen == "chosen by the grid's author and not by these numbers"
+    assert step.here == "here its validation_loss is 1.020; the lowest is 0.408 (lr=0.01)"
+
+
+def test_a_winner_that_has_learned_nothing_is_no_good_news(shown: Gathered) -> None:
+    final = shown.table.stages[2]
+    rows = tuple(replace(row, beats_majority=False) for row in final.rows)
+    table = replace(shown.table, stages=(*shown.table.stages[:2], replace(final, rows=rows)))
+    changed = replace(shown, table=table)
+    found = story.winner(changed, shown_tables(table))
+    assert found is not None
+    assert found.doubt.startswith("it is not better than the majority class in test accuracy, which scores 0.")
+    assert 'class="winner doubtful"' in page(changed)
+    assert "not above the majority class" in page(changed)
+    assert "it has learned nothing" in to_markdown(changed).replace("It has", "it has")
+
+
+def test_figures_of_other_data_are_told_before_any_number(shown: Gathered) -> None:
+    figures = Published(
+        apart=("data.name",), rows=(PublishedRow(this={"optimizer.lr": 0.01}, numbers={"validation_loss": 3.24}),)
+    )
+    first = shown.grid.stages[0].model_copy(update={"published": figures})
+    told = story.apart(replace(shown, grid=replace(shown.grid, stages=(first, *shown.grid.stages[1:]))))
+    assert told is not None
+    assert "they come from colours, random weights and 6 epochs" in told
+    assert story.apart(shown) is None
+
+
+def test_what_reproduces_it_begins_with_code_data_and_store(shown: Gathered) -> None:
+    commands = [command for _, command in story.reproduction(shown)]
+    assert commands == [
+        "git checkout 0123456789abcdef",
+        "export GRID_STORE=file:///FOLDER",
+        "grid data import colours SRC --split every-third",
+        "grid run shown",
+        "grid report shown",
+    ]
+    assert shown.data[0].index.fingerprint in story.reproduction(shown)[2][0]
+
+
 def test_what_is_missing_is_named_with_its_reason(shown: Gathered) -> None:
     found = story.missing(shown)
     assert any(line.startswith("rate/lr=1: failed: diverged") or "lr=1" in line for line in found)
@@ -253,6 +306,33 @@ def test_rows_that_cannot_be_told_from_the_best_are_said_from_three_seeds_on(sho
     said = {row.name: row.beside_best for row in rate.rows}
     assert said["lr=0.01"] == ""
     assert said["lr=0.001"].startswith("worse than the best: by +0.582 to +0.642")
+
+
+def test_the_metric_that_decides_comes_first_and_technical_numbers_are_no_core(shown: Gathered) -> None:
+    rate, _, final = shown_tables(shown.table)
+    assert rate.columns[0].number == "validation_loss"
+    assert [column.number for column in final.columns[:2]] == ["test_accuracy", "validation_loss"]
+    for table in (rate, final):
+        assert 0 < table.num_core < len(table.columns)
+        assert not {column.number for column in table.columns[: table.num_core]} & TECHNICAL
+
+
+def test_a_model_that_is_tested_twice_stands_once(shown: Gathered) -> None:
+    twice = [replace(shown.tested[0], stage="other"), *shown.tested]
+    text = page(replace(shown, tested=tuple(twice)))
+    assert text.count("Confusion matrix of") == len(shown.tested)
+    assert "One model under 2 names" in text
+
+
+def test_a_model_with_one_answer_is_told_in_a_sentence(shown: Gathered) -> None:
+    row = shown.tested[0]
+    degenerate = scores([predictions([0, 1, 2], [2, 2, 2])])
+    assert degenerate.only_answer == 2
+    assert degenerate.accuracy == pytest.approx(1 / 3)
+    text = page(replace(shown, tested=(replace(row, scores=degenerate),)))
+    assert f"It answers <b>{CLASSES[2]}</b> for every test image" in text
+    assert "Most confident mistakes" not in text
+    assert "Every test image is recognised" not in text
 
 
 # Markdown and LaTeX

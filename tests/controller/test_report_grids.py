@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from controller.grid import parse_grid, read_grid, shipped_forms
+from controller.grid import parse_grid, read_grid, shipped_forms, shipped_grids
 from controller.published import comparison
-from controller.search import DataFacts, Expansion, Experiment, Facts, expand
+from controller.search import DataFacts, Expansion, Experiment, Facts, expand, wanted
 from controller.stages import TestBest, TestThese
 
 CALTECH101 = "f4baa6f672dd16780b8bd31ff645946cfea6566ac30a68eacdce15f602ce8f3a"
@@ -106,6 +106,13 @@ def test_keep_best_runs_the_rule_in_the_place_of_every_choice_of_the_author() ->
         "networks.test": (2, 1),
     }
     assert [stage.name for stage in grid.stages if isinstance(stage.test, TestThese)] == ["final.types", "final.nets"]
+
+
+def test_every_mini_form_takes_the_digits_that_need_no_download() -> None:
+    minis = [f"{name}.mini" for name, _ in shipped_grids() if "mini" in shipped_forms(name)]
+
+    assert "transfer_lite.mini" in minis
+    assert {name: wanted(read_grid(name)).data for name in minis} == dict.fromkeys(minis, ("digits",))
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -10,6 +10,7 @@ from expansions import (
     FACTS,
     HEAD,
     NOW,
+    TEST,
     TWO,
     failure_of,
     parse,
@@ -21,7 +22,7 @@ from controller.search import (
     Decision,
     expand,
 )
-from controller.selection import Waiting, due_decisions
+from controller.selection import Waiting, due_decisions, told_waiting
 from controller.standing import Held
 from trainer.failure import ExitCode
 
@@ -35,8 +36,19 @@ def test_the_best_is_by_the_mean_over_seeds_and_ties_go_to_the_first_row() -> No
 
     assert isinstance(decision, Decision)
     assert decision.kept == ("lr=1",)
-    assert decision.because == "lowest validation_loss, mean over 2 seeds: 4; next 4 (lr=10)"
+    assert decision.because == "lowest validation_loss, mean over 2 seeds: 4; lr=10 has the same, and comes later"
     assert [row.value for row in decision.saw] == [5, 4, 4]
+
+
+def test_a_choice_is_told_with_as_many_digits_as_it_took() -> None:
+    grid = parse(TWO)
+    expansion = expand(grid, {}, FACTS)
+    results = results_of(expansion, {"lr=0.1": [2.302439], "lr=1": [2.302438], "lr=10": [3]})
+
+    decision = due_decisions(grid, expansion, results, {}, NOW)["rate"]
+
+    assert isinstance(decision, Decision)
+    assert decision.because == "lowest validation_loss: 2.302438; next 2.302439 (lr=0.1)"
 
 
 def test_accuracies_are_best_when_high() -> None:
@@ -100,6 +112,49 @@ def test_a_failed_row_may_be_ignored() -> None:
     assert isinstance(decision, Decision)
     assert decision.kept == ("lr=10",)
     assert (decision.saw[0].value, decision.saw[0].reason) == (None, "data: broken")
+
+
+SHARED = """\
+  - {name: rate, vary: {optimizer.lr: [0.1, 1, 10]}, on_failed: ignore}
+  - name: again
+    from: base
+    vary: {optimizer.lr: [0.1, 2]}
+    on_failed: OTHER
+  - {name: test, test: {best: 1, of: [STAGES]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stages", "other", "is_ignored"),
+    [
+        pytest.param("rate", "stop", True, id="by-the-only-stage-tested"),
+        pytest.param("rate, again", "ignore", True, id="by-each-stage-that-has-it"),
+        pytest.param("rate, again", "stop", False, id="not-by-all"),
+    ],
+)
+def test_a_test_stage_ignores_a_failed_row_that_its_stages_ignore(stages: str, other: str, is_ignored: bool) -> None:
+    grid = parse(SHARED.replace("STAGES", stages).replace("OTHER", other))
+    expansion = expand(grid, {}, FACTS)
+    results = results_of(expansion, {"lr=1": 2, "lr=10": 1, "lr=2": 3})
+    broken = expansion.stages[0].experiments[0].runs[0].id
+
+    said = due_decisions(grid, expansion, results, {broken: failure_of(broken)}, NOW)["test"]
+
+    if is_ignored:
+        assert isinstance(said, Decision)
+        assert said.kept == ("rate/lr=10",)
+        assert said.saw[0].reason == "data: broken"
+    else:
+        assert said == Waiting("1 failed row: rate/lr=0.1: data: broken", stopped=True)
+
+
+def test_a_stage_is_told_to_wait_for_what_holds_it_up() -> None:
+    grid = parse(TEST)
+    expansion = expand(grid, {}, FACTS)
+
+    told = told_waiting(expansion, {"rate": "for 3 of 3 runs", "test": "1 failed row"})
+
+    assert [stage.waiting for stage in told.stages] == [None, "for stage rate to be decided", "1 failed row"]
 
 
 @pytest.mark.parametrize("on_failed", ["stop", "wait", "ignore"])

@@ -214,7 +214,7 @@ def test_a_wrong_word_is_told_before_anything_is_written(folder: Path, words: tu
     ("source", "message"),
     [
         pytest.param("none.pth", "no such file", id="missing"),
-        pytest.param(".", "--name", id="folder"),
+        pytest.param(".", "source .: a folder; expected a state dict", id="folder"),
         pytest.param("ftp://example.org/net.pth", "begins with https://, http:// or file://", id="scheme"),
     ],
 )
@@ -222,6 +222,32 @@ def test_a_source_that_is_none_is_told(folder: Path, source: str, message: str) 
     result = CliRunner().invoke(main, ["weights", "import", source])
     assert result.exit_code in (ExitCode.SPEC, ExitCode.DATA)
     assert message in in_a_line(result.stderr)
+
+
+def test_weights_are_removed_that_no_grid_names(folder: Path) -> None:
+    grid("import", "net.pth", *NETWORK)
+    refused = grid("remove", "nit.pth", expected=ExitCode.DATA).stderr
+    assert "which has net.pth" in in_a_line(refused)
+    assert "weights net.pth: removed" in grid("remove", "net.pth").stdout
+    assert keys(folder) == []
+
+
+def test_weights_that_a_grid_names_are_removed_by_force_alone(folder: Path) -> None:
+    grid("import", "net.pth", *NETWORK)
+    store_of(folder).put("grids/birds/grid.yaml", GRID.encode())
+    refused = grid("remove", "net.pth", expected=ExitCode.DATA).stderr
+    assert "birds names them" in in_a_line(refused)
+    assert store_of(folder).get("weights/net.pth") == saved(1)
+    told = answered("remove", "net.pth", "--force")
+    assert (told["removed"], told["grids"]) == (True, ["birds"])
+    assert keys(folder) == ["grids/birds/grid.yaml"]
+
+
+def test_names_that_a_wrapper_gave_are_told(folder: Path) -> None:
+    torch.save({f"module.{name}": value for name, value in usual(7).state_dict().items()}, folder / "wrapped.pth")
+    told = in_a_line(grid("import", "wrapped.pth").stderr)
+    assert "each of its names begins with `module.`, as nn.DataParallel saves them" in told
+    assert "DataParallel" not in grid("import", "net.pth").stderr
 
 
 def test_arguments_reach_the_network(folder: Path) -> None:

@@ -145,12 +145,23 @@ def test_an_export_has_weights_classes_and_transform(trained: Trained, here: Pat
     }
 
 
-def test_an_export_goes_over_an_earlier_one_and_says_what_it_wrote(trained: Trained, here: Path) -> None:
+def test_an_export_goes_over_another_runs_where_it_is_asked_to(trained: Trained, here: Path) -> None:
     call("export", trained.slow, "-o", "out/winner")
-    told = json.loads(call("export", trained.fast, "-o", "out/winner", "--json").stdout)
+    call("export", trained.slow, "-o", "out/winner")
+    refused = call("export", trained.fast, "-o", "out/winner", expected=64).stderr
+    assert f"which has the export of run {trained.slow}" in refused
+    assert "--replace writes over it" in refused
+    assert json.loads((here / "out/winner/transform.json").read_text())["run"] == trained.slow
+    told = json.loads(call("export", trained.fast, "-o", "out/winner", "--json", "--replace").stdout)
     assert (told["run"], told["folder"]) == (trained.fast, "out/winner")
     assert told["files"] == {path.name: path.stat().st_size for path in (here / "out" / "winner").iterdir()}
     assert json.loads((here / "out/winner/transform.json").read_text())["run"] == trained.fast
+
+
+def test_an_export_spares_a_file_of_ones_own(trained: Trained, here: Path) -> None:
+    (here / "classes.txt").write_text("mine")
+    assert "which has another classes.txt" in call("export", trained.fast, "-o", ".", expected=64).stderr
+    assert (here / "classes.txt").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_told(trained: Trained, here: Path) -> None:
@@ -214,7 +225,7 @@ def test_what_the_child_refuses_is_told_as_any_error(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(part for part in sys.path if "winner" not in part))
     ended = call("predict", trained.fast, str(trained.originals), "--top", "2", expected=64)
-    assert ended.stdout == "file,class,probability,class_2,probability_2,error\n"
+    assert ended.stdout == ""
     assert "error: model.architecture: cannot import 'chatty:build': No module named 'chatty'" in ended.stderr
     assert "hint: the factory's folder must be on PYTHONPATH" in ended.stderr
 
@@ -239,6 +250,16 @@ def test_a_record_has_every_class_with_its_probability_or_the_reason() -> None:
     classes = [{"class": "@a", "probability": 0.75}, {"class": "b", "probability": 0.25}]
     assert as_record(answer) == {"file": "-1.png", "classes": classes, "error": None}
     assert as_record(Answer(file="a", error="empty")) == {"file": "a", "classes": [], "error": "empty"}
+
+
+@pytest.mark.slow
+def test_no_more_classes_are_told_than_there_are(trained: Trained, here: Path) -> None:
+    shutil.copytree(trained.originals / "class0", here / "few")
+    ended = call("predict", trained.fast, "few", "--top", "99")
+    head, first, *_ = csv.reader(io.StringIO(ended.stdout))
+    assert head == ["file", "class", "probability", "class_2", "probability_2", "class_3", "probability_3", "error"]
+    assert "" not in first[:-1]
+    assert f"{trained.fast} knows 3 classes" in ended.stderr
 
 
 @pytest.mark.slow

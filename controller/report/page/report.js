@@ -177,10 +177,25 @@ function panel(element, numbers, hidden) {
 
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target instanceof HTMLDetailsElement) {
-    target.open = true;
-    target.scrollIntoView();
-  }
+  const folds = [];
+  for (let at = target?.closest("details"); at; at = at.parentElement.closest("details")) folds.push(at);
+  folds.forEach((each) => { each.open = true; });
+  if (folds.length) target.scrollIntoView();
+}
+
+// What is wider than its place says so, as far as it is not moved to its end.
+
+function scrolling(area) {
+  const hint = area.nextElementSibling?.matches(".beyond") ? area.nextElementSibling : null;
+  const look = () => {
+    const isWider = area.scrollWidth > area.clientWidth + 1;
+    area.classList.toggle("goes-on", isWider && area.scrollLeft + area.clientWidth < area.scrollWidth - 1);
+    if (hint) hint.hidden = !isWider;
+  };
+  area.addEventListener("scroll", look, { passive: true });
+  const watcher = new ResizeObserver(look);
+  watcher.observe(area);
+  if (area.firstElementChild) watcher.observe(area.firstElementChild);
 }
 
 let opened = [];
@@ -192,6 +207,7 @@ addEventListener("afterprint", () => opened.forEach((each) => { each.open = fals
 addEventListener("hashchange", openTarget);
 
 document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll(".scroll").forEach(scrolling);
 const numbers = JSON.parse(document.getElementById("numbers").textContent);
 document.querySelectorAll(".chart").forEach((figure) => chart(figure, numbers));
 openTarget();
