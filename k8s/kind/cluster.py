@@ -180,7 +180,9 @@ def make_nodes(engine: Engine) -> None:
     if present:
         made = json.loads(MADE.read_text())
         wanted = {"nodes": present, "workers": WORKERS}
-        if made == wanted and KUBECONFIG.exists() and is_answering():
+        if made == wanted and not KUBECONFIG.exists():
+            kind(engine, "export", "kubeconfig", "--name", CLUSTER, "--kubeconfig", KUBECONFIG)
+        if made == wanted and is_answering():
             return
         say("the cluster that is here does not answer, or is not the one asked for: making it anew")
         delete_nodes(engine)

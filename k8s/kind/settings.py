@@ -21,7 +21,7 @@ CA_FILE = os.environ.get("CA_FILE") or os.environ.get("SSL_CERT_FILE") or ""  # 
 CACHE = Path(os.environ.get("KIND_CACHE") or Path.home() / ".cache" / "experiment-grid-kind")
 RUN = Path("/run/experiment-grid-kind")
 STATE = CACHE / "state"
-KUBECONFIG = ROOT / ".cache" / "kind" / f"{CLUSTER}.kubeconfig"
+KUBECONFIG = STATE / f"{CLUSTER}.kubeconfig"  # one for all checkouts: the cluster is one
 OVERLAY = ROOT / "k8s" / "overlays" / "kind"
 
 BASE = "debian:trixie-slim"

@@ -94,8 +94,11 @@ def test_people_and_their_tools_are_told_where_the_registry_is(cluster: Cluster,
     assert f'host: "{made_here["registry"]}"' in hosting["data"]["localRegistryHosting.v1"]
 
 
-def test_a_second_start_makes_nothing_anew(cluster: Cluster, made_here: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kubeconfig_is", ["there", "lost"])
+def test_a_second_start_makes_nothing_anew(kubeconfig_is: str, cluster: Cluster, made_here: dict[str, Any]) -> None:
     before = identities(cluster, made_here["namespace"])
+    if kubeconfig_is == "lost":
+        Path(made_here["kubeconfig"]).unlink()
     ended = subprocess.run(
         [sys.executable, "-m", "k8s.kind", "up"], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=900
     )
